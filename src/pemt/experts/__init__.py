@@ -1,0 +1,32 @@
+"""The library of trained experts: what an expert is, its folder, and many of them by name."""
+
+from __future__ import annotations
+
+from pemt.experts.expert import (
+    FORMAT_VERSION,
+    Expert,
+    ExpertInfo,
+    ExpertKind,
+    ExpertLayer,
+    check_compatible,
+    check_name,
+)
+from pemt.experts.folder import load_expert, read_info, save_expert
+from pemt.experts.library import ExpertLibrary
+from pemt.experts.peft_format import lora_from_peft, lora_to_peft
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Expert",
+    "ExpertInfo",
+    "ExpertKind",
+    "ExpertLayer",
+    "ExpertLibrary",
+    "check_compatible",
+    "check_name",
+    "load_expert",
+    "lora_from_peft",
+    "lora_to_peft",
+    "read_info",
+    "save_expert",
+]

@@ -1,0 +1,120 @@
+"""`expert.json`: what an expert's folder holds, and a hash over all of it.
+
+    info         where the expert came from (`ExpertInfo`), the content hash among it
+    activation   the bottleneck's non-linearity, null for LoRA
+    layers       modules and scales, in the base's order
+    tensors      dtype and shape of each tensor, by file
+    files        sha256 of each file
+
+Whatever disagrees with it is refused, by the name of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pemt.errors import ExpertError, PemtError
+from pemt.experts.expert import ExpertInfo
+
+MANIFEST = "expert.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
+BOTTLENECK = "bottleneck.safetensors"
+PROMPT = "prompt.safetensors"
+HEAD = "head.safetensors"
+_REQUIRED = {"lora": {ADAPTER_CONFIG, ADAPTER, PROMPT}, "bottleneck": {BOTTLENECK, PROMPT}}
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+_PARTS: dict[str, type] = {"files": dict, "info": dict, "layers": list, "tensors": dict}
+BROKEN = "get a fresh copy of the expert, or train it again"
+
+
+def read_manifest(place: Path) -> tuple[ExpertInfo, dict[str, Any]]:
+    """An expert's provenance and the whole of its `expert.json`.
+
+    Raises:
+        ExpertError: no expert there, or its `expert.json` is altered, of a newer format, or of
+            another folder.
+    """
+    if place.is_symlink():
+        refuse(place, "is a symbolic link", "copy the expert itself into the library")
+    if not place.is_dir():
+        refuse(place, "is no folder", "an expert is a folder with expert.json inside")
+    try:
+        manifest = json.loads(read_file(place, MANIFEST))
+    except ValueError as error:
+        refuse(place, f"{MANIFEST} is not JSON ({error})", BROKEN)
+    try:
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("info"), dict):
+            raise ExpertError("It holds no info.", BROKEN)
+        info = ExpertInfo.from_json(manifest["info"])  # first: it refuses newer formats
+        if set(manifest) != {"activation", *_PARTS}:
+            raise ExpertError(f"Its keys are {sorted(manifest)}.", BROKEN)
+        for part, form in _PARTS.items():
+            if not isinstance(manifest[part], form):
+                raise ExpertError(f"Its {part} is no {form.__name__}.", BROKEN)
+        if content_hash(manifest) != info.content_hash:
+            raise ExpertError("It is altered: its content hash is not the recorded one.", BROKEN)
+    except PemtError as error:
+        refuse(place, f"{MANIFEST} cannot be used: {error.what}", error.fix)
+    if info.name != place.name:
+        refuse(
+            place,
+            f"the folder was renamed: {MANIFEST} says {info.name!r}",
+            f"names are identity: rename the folder back to {info.name!r}",
+        )
+    return info, manifest
+
+
+def check_listing(place: Path, info: ExpertInfo, recorded: Mapping[str, str]) -> None:
+    """Nothing of ours missing or unexpected, no links, nothing that would have to be unpickled."""
+    required = _REQUIRED[info.kind]
+    if not required <= set(recorded) <= required | {HEAD}:
+        refuse(place, f"{MANIFEST} lists {sorted(recorded)}", f"it lists {sorted(required)}")
+    for path in sorted(place.rglob("*")):
+        name = path.relative_to(place).as_posix()
+        if path.is_symlink():
+            refuse(place, f"{name} is a symbolic link", "copy the file itself")
+        if path.suffix.lower() in _PICKLES:
+            refuse(place, f"{name} may hold a pickle", "remove it: nothing is ever unpickled")
+        ours = path.suffix == ".safetensors" or name in (ADAPTER_CONFIG, MANIFEST)
+        if ours and name not in recorded and name != MANIFEST:
+            refuse(place, f"{name} is not recorded in {MANIFEST}", "remove it")
+
+
+def read_file(place: Path, name: str) -> bytes:
+    """One file's bytes; a missing, linked or unreadable one is refused by name."""
+    path = place / name
+    if path.is_symlink():
+        refuse(place, f"{name} is a symbolic link", "copy the file itself")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        refuse(place, f"{name} is missing", BROKEN)
+    except OSError as error:
+        refuse(place, f"{name} cannot be read ({error})", "check its permissions")
+
+
+def content_hash(manifest: Mapping[str, Any]) -> str:
+    """sha256 over the manifest, file hashes included, its own hash left out."""
+    info = {key: value for key, value in manifest["info"].items() if key != "content_hash"}
+    body = json.dumps({**manifest, "info": info}, sort_keys=True, separators=(",", ":"))
+    return sha256(body.encode())
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def readable(data: Mapping[str, Any]) -> bytes:
+    """JSON for people to read, in UTF-8."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def refuse(place: Path, why: str, fix: str) -> NoReturn:
+    """Say which expert cannot be used, why, and what to do."""
+    raise ExpertError(f"Expert {place.name!r} in {place.parent}: {why}.", fix)

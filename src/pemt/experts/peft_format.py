@@ -1,0 +1,173 @@
+"""A LoRA expert as PEFT writes it, and back.
+
+PEFT scales a branch by `lora_alpha / r` (`lora_alpha / sqrt(r)` under rsLoRA) and names its tensors
+`base_model.model.<module>.lora_A.weight` `[R, F]` and `.lora_B.weight` `[D, R]`, which are this
+package's A and B. Layers of another rank or alpha than the expert's go into its pattern tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pemt.errors import ExpertError
+from pemt.experts.expert import Expert, ExpertLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.weight")
+# which of PEFT's wrappers suits the model that is loaded for a family
+_TASK_TYPES = {
+    "encoder-decoder": "SEQ_2_SEQ_LM",
+    "decoder-only": "CAUSAL_LM",
+    "encoder-only": "FEATURE_EXTRACTION",
+}
+# settings under which a PEFT adapter is no longer `W x + scale * B A x`
+_NOT_PLAIN_LORA = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+)
+
+
+def lora_to_peft(expert: Expert) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of `adapter_config.json` and the tensors of `adapter_model.safetensors`.
+
+    The paths are those inside the model this package loads for the base's family, so plain PEFT
+    loads the folder onto that class: sequence-to-sequence, causal, or without a head.
+
+    Raises:
+        ExpertError: a bottleneck expert, which PEFT's LoRA cannot hold.
+    """
+    if expert.kind != "lora":
+        raise ExpertError(
+            f"Expert {expert.name!r} is of kind {expert.kind!r}, which PEFT's LoRA cannot hold.",
+            "only experts of kind 'lora' are PEFT adapters",
+        )
+    ranks, alphas = {}, {}
+    state: dict[str, Tensor] = {}
+    for layer in expert.layers:
+        R = layer.A.shape[0]
+        alpha = layer.scale * R
+        if expert.info.rank != R:
+            ranks[layer.module] = R
+        if not math.isclose(alpha, expert.info.alpha, rel_tol=1e-9):
+            alphas[layer.module] = _number(alpha)
+        state[f"base_model.model.{layer.module}.lora_A.weight"] = layer.A
+        state[f"base_model.model.{layer.module}.lora_B.weight"] = layer.B
+    config = {
+        "peft_type": "LORA",
+        "task_type": _TASK_TYPES.get(expert.info.base_family),
+        "base_model_name_or_path": expert.info.base,
+        "inference_mode": True,
+        "r": expert.info.rank,
+        "lora_alpha": _number(expert.info.alpha),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": expert.info.fan_in_fan_out,
+        "target_modules": [layer.module for layer in expert.layers],
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+    }
+    return config, state
+
+
+def lora_from_peft(
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    modules: Sequence[str] | None = None,
+) -> tuple[ExpertLayer, ...]:
+    """The branches of a PEFT LoRA adapter, whatever modules it is on.
+
+    Args:
+        config: the content of `adapter_config.json`.
+        state: the tensors of `adapter_model.safetensors`.
+        modules: the order to give the layers in, the base's; without it they are sorted by name,
+            numbers as numbers.
+
+    Raises:
+        ExpertError: not a plain LoRA, or tensors other than an A and a B for each module.
+    """
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise ExpertError(
+            f"The adapter has peft_type {config.get('peft_type')!r} and bias "
+            f"{config.get('bias', 'none')!r}.",
+            "an expert comes from peft_type 'LORA' with bias 'none'",
+        )
+    for setting in _NOT_PLAIN_LORA:
+        if config.get(setting):
+            raise ExpertError(
+                f"The adapter sets {setting} = {config[setting]!r}.",
+                "an expert comes from plain LoRA: low-rank branches and nothing else",
+            )
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ExpertError(
+                f"The adapter holds the tensor {key!r}.",
+                "it may hold base_model.model.<module>.lora_A.weight and .lora_B.weight only",
+            )
+        pairs.setdefault(match["module"], {})[match["letter"]] = tensor
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            lacking = "B" if "A" in pair else "A"
+            raise ExpertError(
+                f"The adapter lacks lora_{lacking} of {module}.", "get a complete copy of it"
+            )
+    order = sorted(pairs, key=_natural) if modules is None else list(modules)
+    if set(order) != set(pairs):
+        differing = sorted(set(order) ^ set(pairs))
+        raise ExpertError(
+            f"The adapter is not on the modules expected: {', '.join(differing[:4])} differ.",
+            f"it is on {len(pairs)} modules, {len(order)} were expected",
+        )
+    return tuple(
+        ExpertLayer(
+            module=module,
+            A=pairs[module]["A"],
+            B=pairs[module]["B"],
+            scale=_scale(config, module, pairs[module]["A"].shape[0]),
+        )
+        for module in order
+    )
+
+
+def _scale(config: Mapping[str, Any], module: str, R: int) -> float:
+    """What PEFT multiplies `B A x` with at this module; the rank is the tensor's own."""
+    rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
+    if rank != R:
+        raise ExpertError(
+            f"The adapter's lora_A of {module} has rank {R}.",
+            f"its configuration says {rank}: get a matching pair of files",
+        )
+    alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", R)))
+    return alpha / (math.sqrt(R) if config.get("use_rslora") else R)
+
+
+def _pattern(table: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: a key is a regular expression for the end of the module's path."""
+    for key, value in (table or {}).items():
+        if re.fullmatch(rf"(.*\.)?({key})", module):
+            return value
+    return default
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else value
+
+
+def _natural(module: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in module.split(".")]
