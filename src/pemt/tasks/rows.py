@@ -1,0 +1,247 @@
+"""From a task to its examples: find the rows, check them, render them.
+
+Places are tried in the order files, local mirror, pinned wheel, Hub; the first that the task has
+is used, and an error there is an error, never a silent move to the next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pemt import assets
+from pemt.errors import DataError
+from pemt.tasks.files import Row, read_file
+from pemt.tasks.sources import HubRows
+from pemt.tasks.task import Task
+from pemt.tasks.wheels import read_wheel
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One rendered row.
+
+    Args:
+        id: stable name within the task, "<split>:<the row's idx or id, else its number>".
+        text: the source text.
+        label: label index (classification), score (regression), None (generation).
+        target: the answer as text: label word, snapped score, answer.
+        group: rows with an equal group stay on one side of a random split; "" is no group.
+    """
+
+    id: str
+    text: str
+    label: int | float | None
+    target: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a task's rows come from on this machine.
+
+    Args:
+        kind: which of the places.
+        where: folder, wheel or repository, for people.
+        at_hand: whether reading needs no network.
+        paths: split -> file, for files and the mirror.
+    """
+
+    kind: Literal["files", "mirror", "wheel", "hub"]
+    where: str
+    at_hand: bool
+    paths: Mapping[str, Path]
+
+
+def default_data_dir() -> Path | None:
+    """The local mirror that ``PEMT_DATA_DIR`` names, None where it is unset."""
+    configured = os.environ.get("PEMT_DATA_DIR", "").strip()
+    return Path(configured).expanduser() if configured else None
+
+
+def locate(task: Task, *, data_dir: Path | None = None) -> Origin:
+    """Where ``load_examples`` will read, without reading.
+
+    Args:
+        task: the task.
+        data_dir: a local mirror, ``<folder>/<split>.jsonl.gz``; default ``PEMT_DATA_DIR``.
+
+    Raises:
+        DataError: nowhere to read from, no such mirror, or a mirror folder that lacks a split.
+    """
+    if task.rows.files:
+        folders = sorted({str(path.parent) for path in task.rows.files.values()})
+        return Origin("files", ", ".join(folders), True, dict(task.rows.files))
+    mirror = data_dir if data_dir is not None else default_data_dir()
+    if mirror is not None:
+        if not mirror.is_dir():
+            raise DataError(
+                f"The data folder {mirror} does not exist", "check --data-dir or PEMT_DATA_DIR"
+            )
+        for name in (task.name, *task.rows.mirror):
+            if (mirror / name).is_dir():
+                return _mirror(task, mirror / name)
+    if task.rows.wheel is not None:
+        asset = task.rows.wheel.asset
+        pinned = assets.ASSETS[asset].requirement
+        return Origin("wheel", pinned, assets.wheel_path(asset).is_file(), {})
+    if task.rows.hub is not None:
+        hub = task.rows.hub
+        return Origin("hub", f"{hub.path} {hub.name or ''}".strip(), False, {})
+    raise DataError(
+        f"Task {task.name!r} has no rows: no files, wheel or Hub repository is given"
+        + (f", and {mirror} has no folder {task.name!r}" if mirror else ""),
+        "name files under rows.files in its YAML, or set PEMT_DATA_DIR to a local mirror",
+    )
+
+
+def load_examples(task: Task, *, data_dir: Path | None = None) -> dict[str, list[Example]]:
+    """Every labelled row of the official splits the task's split rule needs, rendered.
+
+    Args:
+        task: the task.
+        data_dir: a local mirror, ``<folder>/<split>.jsonl.gz``; default ``PEMT_DATA_DIR``.
+
+    Returns:
+        Official split name ("train", "validation", ...; "all" where there is none) -> examples in
+        the source's order. ``splits.official_splits`` makes train, validation and test of them.
+
+    Raises:
+        DataError: rows that cannot be found or used, with file and line.
+        AssetError: a pinned wheel that cannot be fetched.
+    """
+    origin = locate(task, data_dir=data_dir)
+    raw: dict[str, list[Row]]
+    if origin.kind in ("files", "mirror"):
+        raw = {split: read_file(path) for split, path in origin.paths.items()}
+        names = {split: str(path) for split, path in origin.paths.items()}
+    elif origin.kind == "wheel" and task.rows.wheel is not None:
+        raw = read_wheel(task.rows.wheel)
+        names = {split: f"{origin.where}, {split}" for split in raw}
+    elif task.rows.hub is not None:
+        raw = _read_hub(task.rows.hub, needed_splits(task))
+        names = {split: f"{origin.where}, {split}" for split in raw}
+    return {split: _examples(task, split, rows, names[split]) for split, rows in raw.items()}
+
+
+def needed_splits(task: Task) -> tuple[str, ...]:
+    """The official splits the task's split rule reads."""
+    return {
+        "mnli": ("train", "validation", "validation_mismatched"),
+        "own": ("train", "validation", "test"),
+        "random": ("all",),
+        "auto": ("train",),
+    }.get(task.split.rule, ("train", "validation"))
+
+
+def _mirror(task: Task, folder: Path) -> Origin:
+    paths = {}
+    for split in needed_splits(task):
+        found = [folder / f"{split}{end}" for end in (".jsonl.gz", ".jsonl")]
+        found = [path for path in found if path.is_file()]
+        if not found:
+            raise DataError(
+                f"The mirror folder {folder} has no {split}.jsonl.gz, which task {task.name!r} "
+                f"(split rule {task.split.rule!r}) needs",
+                "add the file, or take the folder out of the mirror to use the task's next source",
+            )
+        paths[split] = found[0]
+    return Origin("mirror", str(folder), True, paths)
+
+
+def _read_hub(hub: HubRows, splits: Sequence[str]) -> dict[str, list[Row]]:
+    import datasets
+
+    rows: dict[str, list[Row]] = {}
+    for split in splits:
+        theirs = hub.splits.get(split, split)
+        try:
+            table = datasets.load_dataset(hub.path, hub.name, split=theirs, revision=hub.revision)
+            rows[split] = [(number, dict(row)) for number, row in enumerate(table)]
+        except Exception as error:
+            # Whatever goes wrong below (network, permission, format), the remedy is one.
+            raise DataError(
+                f"The split {theirs!r} of {hub.path} {hub.name or ''} could not be loaded from the "
+                f"Hub: {type(error).__name__}: {error}",
+                "check the connection (`pemt doctor`), or give a local mirror: --data-dir or "
+                "PEMT_DATA_DIR",
+            ) from error
+    return rows
+
+
+def _examples(task: Task, split: str, rows: Sequence[Row], source: str) -> list[Example]:
+    ids = _ids(rows)
+    examples = []
+    for (number, row), own in zip(rows, ids, strict=True):
+        where = f"{source}:{number}"
+        _check_columns(task, row, where)
+        if task.leaves_out(row, where):
+            continue
+        if all(row[name] is None or not str(row[name]).strip() for name in task.columns):
+            raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
+        answer = task.label_of(row, where)
+        examples.append(
+            Example(
+                id=f"{split}:{own}",
+                text=task.render({**row, **{n: "" for n in task.columns if row[n] is None}}),
+                label=None if isinstance(answer, str) else answer,
+                target=task.answer(answer),
+                group=_group(task, row, where),
+            )
+        )
+    if not examples:
+        raise DataError(f"{source} has no usable rows for task {task.name!r}")
+    return _distinct(examples) if task.rows.distinct else examples
+
+
+def _check_columns(task: Task, row: Mapping[str, Any], where: str) -> None:
+    unlabelled_ok = task.rows.wheel is not None and task.rows.wheel.drop_unlabelled
+    for name in (*task.columns, *(() if unlabelled_ok else (task.label_column,))):
+        if name not in row:
+            close = difflib.get_close_matches(name, [str(key) for key in row], n=1, cutoff=0.5)
+            hint = f" Did you mean: {close[0]}?" if close else ""
+            raise DataError(
+                f"{where}: no column {name!r}.{hint}",
+                f"the columns are: {', '.join(map(str, row))}; rename one, or change the task's "
+                "template and label_column",
+            )
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    for key in ("idx", "id"):
+        own = [row.get(key) for _, row in rows]
+        if all(isinstance(v, (int, str)) for v in own) and len(set(map(str, own))) == len(own):
+            return [str(value) for value in own]
+    return [str(number) for number in range(len(rows))]
+
+
+def _group(task: Task, row: Mapping[str, Any], where: str) -> str:
+    if task.group is None:
+        return ""
+    value = row.get(task.group.column)
+    if value is None:
+        raise DataError(f"{where}: no value in the group column {task.group.column!r}")
+    if task.group.pattern is None:
+        return str(value)
+    match = re.search(task.group.pattern, str(value), re.DOTALL)
+    if match is None:
+        raise DataError(f"{where}: {str(value)!r} does not match {task.group.pattern!r}")
+    return match.group(1) if match.groups() else match.group()
+
+
+def _distinct(examples: Sequence[Example]) -> list[Example]:
+    """One of each text, in order; none of a text that carries two answers."""
+    answers: dict[str, set[str]] = {}
+    for example in examples:
+        answers.setdefault(example.text, set()).add(example.target)
+    first = {example.text: example for example in reversed(examples)}
+    return [
+        example
+        for example in examples
+        if first[example.text] is example and len(answers[example.text]) == 1
+    ]
