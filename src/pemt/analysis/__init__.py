@@ -1,0 +1,1 @@
+"""What was learnt, for people to look at."""

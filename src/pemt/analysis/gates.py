@@ -1,0 +1,40 @@
+"""Gates as tables."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pemt.model import AdaptedModel
+
+
+def layer_names(model: AdaptedModel) -> list[str]:
+    """Short names of the wrapped layers: "encoder 0", ..., counted in each stack."""
+    counts: dict[str, int] = {}
+    names = []
+    for site in model.sites:
+        i = counts.get(site.stack, 0)
+        counts[site.stack] = i + 1
+        names.append(f"{site.stack} {i}")
+    return names
+
+
+def gate_table(gates: Tensor, model: AdaptedModel, experts: list[str]) -> dict[str, Any]:
+    """Mean gates with names: by layer and expert, over all layers, and how many experts count.
+
+    Args:
+        gates: `[layers, K]`, rows sum to 1.
+        model: whose layers they are.
+        experts: K names.
+    """
+    mean = gates.mean(0)
+    entropy = float(-(mean * mean.clamp_min(1e-12).log()).sum())
+    rows = zip(layer_names(model), gates.tolist(), strict=True)
+    return {
+        "by_layer": {name: dict(zip(experts, row, strict=True)) for name, row in rows},
+        "mean": dict(zip(experts, mean.tolist(), strict=True)),
+        "effective_experts": math.exp(entropy),
+    }

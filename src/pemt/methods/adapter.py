@@ -1,0 +1,50 @@
+"""Single-task bottleneck adapters (Houlsby et al. 2019; the placement of PEMT's target adapter)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pemt.methods.method import Setting
+from pemt.model import AdaptedModel
+from pemt.nn import Slot, TargetAdapter
+from pemt.training.sourcing import outputs_of
+
+
+class SerialAdapter(nn.Module):
+    """A down projection followed by a bottleneck adapter."""
+
+    def __init__(self, down: nn.Module, adapter: TargetAdapter, slot: Slot) -> None:
+        super().__init__()
+        self.down, self.adapter, self.slot = down, adapter, slot
+
+    @property
+    def weight(self) -> Tensor:
+        """The down projection's weight: T5 reads its type."""
+        weight: Tensor = self.down.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., F]` -> `[..., D]`."""
+        f: Tensor = self.down(x)
+        if self.slot.current() is None:
+            return f
+        y: Tensor = self.adapter(f)
+        return y
+
+
+class AdapterModel(AdaptedModel):
+    """The base with an adapter after every feed-forward, its norms trained too."""
+
+    @classmethod
+    def build(cls, setting: Setting) -> AdapterModel:
+        """The same adapters and norms that PEMT trains, without prompt and experts."""
+        base, config = setting.base, setting.config
+        torch.manual_seed(setting.init_seed)
+        model = cls(base.model, outputs=outputs_of(setting.task, base.backbone.family), backbone=base.backbone)
+        model.train_norms()
+        for site in model.sites:
+            adapter = TargetAdapter(site.width, reduction=config.reduction, activation=config.activation)
+            wrapped = SerialAdapter(site.module, adapter.to(model.device), model.slot)
+            model.replace(site.parent, site.attribute, wrapped)
+        return model

@@ -1,0 +1,72 @@
+"""Single-task LoRA by PEFT, on every linear layer of the base's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pemt.methods.method import Setting
+from pemt.model import AdaptedModel
+from pemt.training.sourcing import outputs_of
+
+RANK, ALPHA = 8, 16
+
+
+class LoraModel(AdaptedModel):
+    """The base with PEFT's LoRA injected (rank 8, alpha 16, all linear layers)."""
+
+    @classmethod
+    def build(cls, setting: Setting) -> LoraModel:
+        """PEFT's own layers, in float32; the base stays in its type."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        base = setting.base
+        torch.manual_seed(setting.init_seed)
+        model = cls(base.model, outputs=outputs_of(setting.task, base.backbone.family), backbone=base.backbone)
+        before = dict(base.model.named_modules())
+        targets = linear_layers(base.model, base.backbone)
+        kinds = {type(before[t]).__name__ for t in targets}
+        config = LoraConfig(
+            r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets,
+            fan_in_fan_out=kinds == {"Conv1D"},
+        )  # fmt: skip
+        inject_adapter_in_model(config, base.model)
+        model._injected = []
+        for path in targets:
+            parent, _, name = path.rpartition(".")
+            holder = before[parent]
+            layer = getattr(holder, name)
+            model._injected.append(layer)
+            model._replaced.append((holder, name, before[path]))
+            for key, parameter in layer.named_parameters():
+                if "lora_" in key:  # PEFT's own name for what it adds
+                    parameter.data = parameter.data.float()
+        return model
+
+    _injected: list[Any]
+
+    @contextmanager
+    def disable(self) -> Iterator[None]:
+        """Inside, the base answers as it was."""
+        for layer in self._injected:
+            layer.enable_adapters(False)
+        try:
+            with super().disable():
+                yield
+        finally:
+            for layer in self._injected:
+                layer.enable_adapters(True)
+
+
+def linear_layers(model: Any, backbone: Any) -> list[str]:
+    """Paths of every linear layer inside the base's stacks, attention and feed-forward."""
+    found = []
+    for stack in backbone.stacks:
+        for name, module in model.get_submodule(stack.layers).named_modules():
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+                found.append(f"{stack.layers}.{name}")
+    return found

@@ -1,0 +1,226 @@
+"""Stage 2: the frozen base, a gated mixture of frozen experts, the target prompt and adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pemt.backbones import Backbone
+from pemt.errors import ConfigError, ExpertError
+from pemt.model.adapted import AdaptedModel
+from pemt.model.config import PemtConfig
+from pemt.nn import (
+    CorrelationPrompt,
+    ExpertBank,
+    ExpertTensors,
+    MixtureLayer,
+    PromptGate,
+    TargetAdapter,
+)
+
+if TYPE_CHECKING:
+    from pemt.bases import Base
+    from pemt.experts import Expert, ExpertLibrary
+
+
+class PemtModel(AdaptedModel):
+    """PEMT's second stage on a base (METHOD.md, stage 2).
+
+    Args:
+        base: a transformers model of a described type.
+        experts: in gate-column order; all made for this base.
+        config: of stage 2.
+        prompt: `[P, D]` first values of the target prompt.
+        outputs: encoder-only: number of classes, or 1 for regression.
+        backbone: the base's description; looked up by its type where None.
+
+    Raises:
+        ConfigError: no experts, or two of the same name.
+        ExpertError: an expert of another base or other widths.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        experts: Sequence[Expert],
+        config: PemtConfig | None = None,
+        *,
+        prompt: Tensor,
+        outputs: int | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        names = [e.name for e in experts]
+        if not experts or len(set(names)) != len(names):
+            raise ConfigError(f"Experts {names}", "give at least one expert, each name once")
+        super().__init__(base, outputs=outputs, backbone=backbone)
+        try:
+            self._attach(base, experts, config or PemtConfig(), prompt)
+        except BaseException:
+            self.detach()  # a refused expert leaves the base as it was
+            raise
+
+    def _attach(
+        self, base: Any, experts: Sequence[Expert], config: PemtConfig, prompt: Tensor
+    ) -> None:
+        self.pemt_config = config
+        self.experts = tuple(experts)
+        self._check(self.experts)
+        self._check_prompt(prompt)
+        self.sparsity_weight = config.sparsity_weight
+        self.sparsity_all_tokens = config.sparsity_tokens == "all"
+        self.task_gates = config.gate == "task"
+        device = base.device
+        sources = [e.prompt.to(device) for e in self.experts if len(e.prompt)]
+        self.correlation_prompt = CorrelationPrompt(
+            prompt.to(device),
+            [] if config.prompt_fusion == "none" else sources,
+            dropout=config.prompt_dropout,
+            scale=config.prompt_scale,
+            fusion=config.prompt_fusion,
+        ).to(device)
+        if config.train_norms:
+            self.train_norms()
+        tables = [{layer.module: layer for layer in e.layers} for e in self.experts]
+        self.mixtures: list[MixtureLayer] = []
+        for site in self.sites:
+            down = site.module
+            dtype = _floating(down, base.dtype)
+            bank = ExpertBank(
+                [_tensors(e, t[site.path]) for e, t in zip(self.experts, tables, strict=True)],
+                dtype=dtype,
+            )
+            from_encoder = self.family == "encoder-decoder" and site.stack == "decoder"
+            narrow = from_encoder or self.task_gates
+            layer = MixtureLayer(
+                down,
+                bank,
+                PromptGate(site.width if narrow else site.hidden, len(experts), tau=config.tau),
+                TargetAdapter(site.width, reduction=config.reduction, activation=config.activation)
+                if config.target_adapter
+                else None,
+                self.slot,
+                index=site.index,
+                stack=site.stack,
+                gate_input="task" if self.task_gates else "summary" if from_encoder else "hidden",
+                averaging=config.sparsity_averaging,
+            ).to(device)
+            self.replace(site.parent, site.attribute, layer)
+            self.mixtures.append(layer)
+
+    def _check(self, experts: Sequence[Expert]) -> None:
+        sites = {site.path: site for site in self.sites}
+        print_ = self.base_fingerprint()
+        for expert in experts:
+            if expert.info.base_fingerprint != print_:
+                raise ExpertError(
+                    f"Expert {expert.name!r} was made for the base {expert.info.base!r} "
+                    f"({expert.info.base_fingerprint[:12]}), this base is {print_[:12]}",
+                    "train or import it for this base, or load the base it was made for",
+                )
+            modules = [layer.module for layer in expert.layers]
+            if set(modules) != set(sites) or len(modules) != len(sites):
+                odd = sorted(set(modules) ^ set(sites))[:3]
+                raise ExpertError(
+                    f"Expert {expert.name!r} does not cover this base's down projections: {odd}",
+                    "an expert needs one branch at each feed-forward down projection",
+                )
+            for layer in expert.layers:
+                site = sites[layer.module]
+                if layer.A.shape[1] != site.hidden or layer.B.shape[0] != site.width:
+                    raise ExpertError(
+                        f"Expert {expert.name!r} at {layer.module}: A {tuple(layer.A.shape)}, "
+                        f"B {tuple(layer.B.shape)}",
+                        f"this base takes A [R, {site.hidden}] and B [{site.width}, R]",
+                    )
+
+    @property
+    def expert_names(self) -> list[str]:
+        """Gate columns, in order."""
+        return [e.name for e in self.experts]
+
+    def prompt(self) -> Tensor:
+        """The correlation-guided prompt, `[P, D]`."""
+        fused: Tensor = self.correlation_prompt()
+        return fused
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trained, all of the base and what was added, the frozen experts and prompts included)."""
+        trained, total = super().parameter_counts()
+        frozen = sum(
+            t.numel()
+            for m in self.mixtures
+            for t in (m.bank.A, m.bank.B, m.bank.a, m.bank.b)
+            if t is not None
+        )
+        return trained, total + frozen + sum(e.prompt.numel() for e in self.experts)
+
+    def save_pretrained(
+        self, folder: str | Path, *, base_name: str | None = None, include_experts: bool = True,
+        extra: dict[str, Any] | None = None,
+    ) -> Path:  # fmt: skip
+        """Write the adapted model to a folder, see `pemt.model.storage`."""
+        from pemt.model.storage import save_model
+
+        name = base_name or getattr(self.base.config, "_name_or_path", "")
+        return save_model(
+            self, folder, base_name=name, include_experts=include_experts, extra=extra
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, base: Base | None = None, library: ExpertLibrary | None = None,
+        precision: str = "float32", device: str | None = None,
+    ) -> PemtModel:  # fmt: skip
+        """Read an adapted model from a folder, see `pemt.model.storage.load_model`."""
+        from pemt.model.storage import load_model
+
+        return load_model(folder, base=base, library=library, precision=precision, device=device)[0]
+
+    def push_to_hub(self, repository: str, *, base_name: str | None = None, **settings: Any) -> Any:
+        """Save to a temporary folder and upload it to the Hub.
+
+        Args:
+            repository: "user/name"; made where it does not exist.
+            base_name: what readers load the base by: a Hub id.
+            **settings: of huggingface_hub's `upload_folder`, such as `revision`.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save_pretrained(Path(place) / "model", base_name=base_name)
+            api.create_repo(repository, exist_ok=True)
+            return api.upload_folder(repo_id=repository, folder_path=folder, **settings)
+
+    @torch.no_grad()
+    def gates(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The gates that these inputs get, `[layers, B, K]`, float32.
+
+        Encoder-decoder: the decoder's gates do not depend on what is decoded.
+        """
+        extra: dict[str, Tensor] = {}
+        if self.family == "encoder-decoder":
+            start = self.base.config.decoder_start_token_id
+            extra["decoder_input_ids"] = input_ids.new_full((len(input_ids), 1), start)
+        output = self(input_ids, attention_mask, output_gates=True, **extra)
+        return torch.stack([g.float() for g in output.gates])
+
+
+def _floating(down: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+    weight = getattr(down, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight.dtype
+    return default
+
+
+def _tensors(expert: Expert, layer: Any) -> ExpertTensors:
+    return ExpertTensors(
+        A=layer.A, B=layer.B, scale=layer.scale, a=layer.a, b=layer.b,
+        activation=expert.activation if expert.kind == "bottleneck" else None,
+    )  # fmt: skip

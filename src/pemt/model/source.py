@@ -1,0 +1,116 @@
+"""Stage 1: one expert and its prompt, trained on one source task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pemt.backbones import Backbone
+from pemt.errors import ConfigError
+from pemt.model.adapted import AdaptedModel
+from pemt.model.config import SourceConfig
+from pemt.nn import BottleneckBranch, ExpertTensors, LoraBranch, ParallelExpert, TaskPrompt
+
+if TYPE_CHECKING:
+    from pemt.experts import Expert, ExpertInfo
+
+
+class SourceModel(AdaptedModel):
+    """A frozen base with one trainable branch beside every down projection, and a prompt.
+
+    Args:
+        base: a transformers model of a described type.
+        config: of stage 1.
+        prompt: `[P, D]` first values of the prompt; None where `config.prompt` is "none".
+        outputs: encoder-only: number of classes, or 1 for regression.
+        backbone: the base's description; looked up by its type where None.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        config: SourceConfig | None = None,
+        *,
+        prompt: Tensor | None = None,
+        outputs: int | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        config = config or SourceConfig()
+        if (prompt is None) != (config.prompt == "none"):
+            raise ConfigError(
+                f"prompt={'None' if prompt is None else 'given'} with config.prompt={config.prompt!r}",
+                "pass the prompt's first values (pemt.model.description_prompt), or set prompt='none'",
+            )
+        super().__init__(base, outputs=outputs, backbone=backbone)
+        self.source_config = config
+        if prompt is not None:
+            self._check_prompt(prompt)
+        self.task_prompt = None if prompt is None else TaskPrompt(prompt.to(base.device))
+        self.branches = nn.ModuleList()
+        for site in self.sites:
+            branch = self._branch(site.hidden, site.width).to(base.device)
+            self.branches.append(branch)
+            self.replace(
+                site.parent, site.attribute, ParallelExpert(site.module, branch, self.slot)
+            )
+
+    def _branch(self, hidden: int, width: int) -> LoraBranch | BottleneckBranch:
+        config = self.source_config
+        if config.kind == "bottleneck":
+            return BottleneckBranch(hidden, width, config.rank, activation=config.activation)
+        return LoraBranch(hidden, width, config.rank, config.alpha, kaiming_b=config.kaiming_b)
+
+    def prompt(self) -> Tensor | None:
+        """The task's prompt, `[P, D]`, or None."""
+        return None if self.task_prompt is None else self.task_prompt()
+
+    def to_expert(self, info: ExpertInfo) -> Expert:
+        """What it has learnt, as an expert for a library."""
+        from pemt.experts import Expert, ExpertLayer
+
+        layers = []
+        for site, branch in zip(self.sites, self.branches, strict=True):
+            t: ExpertTensors = branch.tensors()  # type: ignore[operator]
+            layers.append(
+                ExpertLayer(
+                    module=site.path,
+                    A=_own(t.A),
+                    B=_own(t.B),
+                    scale=t.scale,
+                    a=_own(t.a),
+                    b=_own(t.b),
+                )
+            )
+        prompt = self.prompt()
+        head = {} if self.head is None else {k: _own(v) for k, v in self.head.state_dict().items()}
+        return Expert(
+            name=info.name,
+            kind=self.source_config.kind,
+            activation=self.source_config.activation
+            if self.source_config.kind == "bottleneck"
+            else None,
+            layers=tuple(layers),
+            prompt=torch.zeros(0, self.width) if prompt is None else _own(prompt),
+            head=head,
+            info=info,
+        )
+
+    def load_expert(self, expert: Expert) -> None:
+        """Copy an expert's values in, to evaluate it or train it further."""
+        by_module = {layer.module: layer for layer in expert.layers}
+        for site, branch in zip(self.sites, self.branches, strict=True):
+            layer = by_module[site.path]
+            branch.load(  # type: ignore[operator]
+                ExpertTensors(A=layer.A, B=layer.B, scale=layer.scale, a=layer.a, b=layer.b)
+            )
+        with torch.no_grad():
+            if self.task_prompt is not None:
+                self.task_prompt.embedding.copy_(expert.prompt)
+            if self.head is not None and expert.head:
+                self.head.load_state_dict(expert.head)
+
+
+def _own(value: Any) -> Any:
+    return None if value is None else value.detach().to("cpu", torch.float32).clone()

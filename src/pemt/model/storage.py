@@ -1,0 +1,190 @@
+"""An adapted model on disk: a folder that needs only the base to answer.
+
+    pemt.json           what it is: configuration, base, experts by name and hash, task, file hashes
+    model.safetensors   everything that was trained
+    experts/NAME/       the experts, each a folder that plain PEFT loads (unless left out)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pemt.errors import ConfigError, ExpertError
+from pemt.experts import Expert, ExpertLibrary, load_expert, save_expert
+from pemt.model.config import PemtConfig, from_dict
+
+if TYPE_CHECKING:
+    from pemt.bases import Base
+    from pemt.model.pemt import PemtModel
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, EXPERTS = "pemt.json", "model.safetensors", "experts"
+
+
+def save_model(
+    model: PemtModel, folder: str | Path, *, base_name: str, include_experts: bool = True,
+    extra: dict[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write an adapted model; the folder is there whole or not at all.
+
+    Args:
+        model: stage 2, on its base.
+        folder: to be made; an adapted model that is there is replaced.
+        base_name: what `from_pretrained` loads the base by.
+        include_experts: copy the experts in; without them `from_pretrained` needs their library.
+        extra: kept under "extra", such as the task.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} is not empty and holds no adapted model", "give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        save_file(
+            {k: v.cpu().contiguous() for k, v in model.trained_state().items()}, fresh / WEIGHTS
+        )
+        listed = []
+        for expert in model.experts:
+            saved = expert.info
+            if include_experts:
+                saved = save_expert(_as_named(expert), fresh / EXPERTS / expert.name)
+            listed.append({"name": expert.name, "content_hash": saved.content_hash})
+        described = {
+            "format_version": FORMAT_VERSION,
+            "base": base_name,
+            "base_fingerprint": model.base_fingerprint(),
+            "family": model.family,
+            "outputs": model.outputs,
+            "config": model.pemt_config.to_dict(),
+            "prompt_rows": len(model.correlation_prompt.target.embedding),
+            "experts": listed,
+            "files": {WEIGHTS: _sha256(fresh / WEIGHTS)},
+            "extra": extra or {},
+        }
+        (fresh / CONFIG).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+        fresh.chmod(0o755)
+        old = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+            os.replace(folder, old / "model")
+        os.replace(fresh, folder)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _as_named(expert: Expert) -> Expert:
+    return replace(expert, info=replace(expert.info, name=expert.name))
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """What `pemt.json` says.
+
+    Raises:
+        ConfigError: no adapted model there, not readable, or of a newer format.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"No adapted model in {folder}", f"expected a file {CONFIG} there")
+    try:
+        described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}", "adapt again") from None
+    version = described.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path} has format version {version}", f"this version of pemt reads {FORMAT_VERSION}"
+        )
+    return described
+
+
+def load_model(
+    folder: str | Path, *, base: Base | None = None, library: ExpertLibrary | None = None,
+    precision: Any = "float32", device: str | None = None,
+) -> tuple[PemtModel, Base, dict[str, Any]]:  # fmt: skip
+    """Read an adapted model: files are verified, experts must be those it was made with.
+
+    Args:
+        folder: that `save_model` wrote.
+        base: a loaded base; by default the saved one is loaded.
+        library: where the experts are, if they were not saved with the model.
+        precision: of the base, if it is loaded here.
+        device: where to put the base, if it is loaded here.
+
+    Returns:
+        The model in evaluation mode, the base and the whole description.
+
+    Raises:
+        ConfigError: a missing or altered file, or a setting this version does not know.
+        ExpertError: an expert that is missing, renamed or altered, or another base.
+    """
+    from pemt.bases import load_base
+    from pemt.model.pemt import PemtModel
+
+    folder = Path(folder)
+    described = read_description(folder)
+    for name, wanted in described["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != wanted:
+            raise ConfigError(f"{folder / name} is missing or altered", "copy the folder again, or adapt again")
+    experts = []
+    for entry in described["experts"]:
+        inside = folder / EXPERTS / entry["name"]
+        if inside.is_dir():
+            expert = load_expert(inside)
+        elif library is not None:
+            expert = library.load(entry["name"])
+        else:
+            raise ExpertError(
+                f"Expert {entry['name']!r} is not in {folder / EXPERTS}", "pass the library it is in"
+            )
+        if expert.info.content_hash != entry["content_hash"]:
+            raise ExpertError(
+                f"Expert {entry['name']!r} is not the one this model was adapted with",
+                "use the library as it was, or adapt again",
+            )
+        experts.append(expert)
+    base = base or load_base(described["base"], precision=precision, device=device)
+    rows, width = described["prompt_rows"], base.model.get_input_embeddings().weight.shape[1]
+    model = PemtModel(
+        base.model,
+        experts,
+        from_dict(PemtConfig, described["config"]),
+        prompt=torch.zeros(rows, width),
+        outputs=described["outputs"],
+        backbone=base.backbone,
+    )
+    try:
+        if model.base_fingerprint() != described["base_fingerprint"]:
+            raise ExpertError(
+                f"The base {base.name!r} is not the one this model was adapted on",
+                f"load {described['base']!r} as it was",
+            )
+        model.load_trained_state(load_file(folder / WEIGHTS))
+    except Exception:
+        model.detach()
+        raise
+    model.eval()
+    return model, base, described
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

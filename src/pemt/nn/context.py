@@ -1,0 +1,197 @@
+"""What one forward pass tells every layer, and how the layers' loss gets back to them.
+
+The wrapped layers sit deep inside a base model whose code we do not touch, so what they need to know
+(where the prompt is, which tokens count, the gates of this sequence) cannot be an argument. It is a
+`ForwardContext`, held by a `Slot` that all layers of one model share.
+
+The Task Sparsity Loss is made inside the layers but belongs to the loss at the end. A list that layers
+append to would be filled twice by gradient checkpointing and, in its re-entrant mode, hold tensors
+without a graph. So the loss travels with the graph instead:
+
+    layer:   y' = attach_sparsity(y, tsl)      forward: y; remembers the number tsl
+    end:     loss = combine_loss(ce, weight)   forward: ce + weight * mean of the numbers
+    backward of `loss` runs first and leaves d loss / d tsl in the context; the backward of each
+    `attach_sparsity` hands it to its own tsl, in the graph that recomputation has just rebuilt.
+
+Gradient scaling and accumulation are inherited, because d loss / d tsl is made from the gradient
+that arrives at `loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pemt.nn.gate import prompt_mean
+
+
+@dataclass(kw_only=True)
+class ForwardContext:
+    """The state of one forward pass, or of one `generate` call.
+
+    Attributes:
+        prompt_start: index of the first prompt position in the prompted sequence.
+        prompt_length: P.
+        token_weights: per stack ("encoder" or "decoder") the `[B, T]` 0/1 weights of the tokens that
+            the Task Sparsity Loss averages over; None means every position.
+        sparsity: whether layers compute the loss at all.
+        summary: `[B, D]` gate input of the decoder layers of an encoder-decoder.
+        task_summary: `[B, D]` gate input of every layer under task-level gates (rows are equal).
+        fixed_gates: gates given from outside, `[K]` each, by layer; they replace the computed ones.
+        gates: `[B, K]` gates of this pass by layer.
+        reuse_gates: decoding: gates found in `gates` are reused, not computed again.
+        sparsity_values: detached loss of each layer.
+        sparsity_gradient: d loss / d (one layer's loss), set when the backward pass starts.
+    """
+
+    prompt_start: int = 0
+    prompt_length: int = 0
+    token_weights: dict[str, Tensor | None] = field(default_factory=dict)
+    sparsity: bool = False
+    summary: Tensor | None = None
+    task_summary: Tensor | None = None
+    fixed_gates: dict[int, Tensor] = field(default_factory=dict)
+    gates: dict[int, Tensor] = field(default_factory=dict)
+    reuse_gates: bool = False
+    sparsity_values: dict[int, Tensor] = field(default_factory=dict)
+    sparsity_gradient: Tensor | None = None
+
+
+class Slot:
+    """Holds the context that the layers of one model read; empty means "behave as the base"."""
+
+    def __init__(self) -> None:
+        self.active: ForwardContext | None = None
+        self._replay: ForwardContext | None = None
+
+    def current(self) -> ForwardContext | None:
+        """The running pass's context; inside a backward pass, that of the pass being replayed."""
+        if self.active is not None:
+            return self.active
+        # checkpointed segments are recomputed inside the backward pass, after `active` was cleared
+        return self._replay if torch._C._current_graph_task_id() != -1 else None
+
+    def replay(self, context: ForwardContext) -> None:
+        """Called when the backward pass of `context` starts."""
+        self._replay = context
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        copy = Slot()
+        memo[id(self)] = copy
+        return copy
+
+
+class _EnterBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, slot: Slot, context: ForwardContext) -> Tensor:
+        ctx.slot, ctx.context = slot, context
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        ctx.slot.replay(ctx.context)
+        return gradient, None, None
+
+
+class _AttachSparsity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, loss: Tensor, context: ForwardContext, index: int) -> Tensor:
+        ctx.context = context
+        context.sparsity_values[index] = loss.detach()
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        return gradient, ctx.context.sparsity_gradient, None, None
+
+
+class _CombineLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Tensor, sparsity: Tensor, weight: float, context: ForwardContext
+    ) -> Tensor:
+        ctx.context, ctx.weight, ctx.layers = context, weight, len(context.sparsity_values)
+        return loss + weight * sparsity.to(loss.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        ctx.context.sparsity_gradient = gradient.float() * (ctx.weight / ctx.layers)
+        return gradient, None, None, None
+
+
+class _BridgeSummary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, leaf: Tensor, context: ForwardContext) -> Tensor:
+        ctx.leaf, ctx.context = leaf, context
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        if ctx.leaf.grad is not None:
+            start, length = ctx.context.prompt_start, ctx.context.prompt_length
+            gradient = gradient.clone()
+            share = (ctx.leaf.grad / length).to(gradient.dtype)
+            gradient[:, start : start + length] += share.unsqueeze(1)
+        return gradient, None, None
+
+
+def enter_backward(logits: Tensor, slot: Slot, context: ForwardContext) -> Tensor:
+    """Identity whose backward tells `slot` which forward pass is being differentiated."""
+    entered: Tensor = _EnterBackward.apply(logits, slot, context)  # type: ignore[no-untyped-call]
+    return entered
+
+
+def attach_sparsity(y: Tensor, loss: Tensor, context: ForwardContext, index: int) -> Tensor:
+    """Identity in `y`; ties the scalar `loss` of layer `index` to y's place in the graph."""
+    attached: Tensor = _AttachSparsity.apply(y, loss, context, index)  # type: ignore[no-untyped-call]
+    return attached
+
+
+def mean_sparsity(context: ForwardContext) -> Tensor | None:
+    """Mean over layers of the detached Task Sparsity Loss, scalar; None where it was not computed."""
+    values = list(context.sparsity_values.values())
+    return torch.stack(values).mean() if values else None
+
+
+def combine_loss(loss: Tensor, weight: float, context: ForwardContext) -> Tensor:
+    """`loss + weight * (mean over layers of the Task Sparsity Loss)`, scalar (METHOD.md, stage 2)."""
+    sparsity = mean_sparsity(context)
+    if sparsity is None:
+        return loss
+    combined: Tensor = _CombineLoss.apply(loss, sparsity, weight, context)  # type: ignore[no-untyped-call]
+    return combined
+
+
+def bridge_summary(
+    hidden: Tensor,
+    context: ForwardContext,
+    *,
+    reentrant: bool,
+    field: Literal["summary", "task_summary"] = "summary",
+) -> Tensor:
+    """Set a gate input that layers read from the context to the prompt positions' mean of `hidden`.
+
+    Re-entrant checkpointing differentiates each layer on its own, so a tensor of the outer graph that
+    reaches a layer outside its arguments would be differentiated once per layer. Then the summary is
+    handed over as a leaf, and its gradient joins that of `hidden` once all readers are done.
+
+    Args:
+        hidden: the encoder's final output ("summary") or the input embeddings ("task_summary"),
+            `[B, T, D]`.
+        context: of this pass; the field is set to `[B, D]`, float32.
+        reentrant: whether the layers that read it are checkpointed in re-entrant mode.
+        field: which gate input.
+
+    Returns:
+        `hidden`, to be used from here on.
+    """
+    start, length = context.prompt_start, context.prompt_length
+    summary = prompt_mean(hidden, start, length)
+    if reentrant and summary.requires_grad:
+        summary = summary.detach().requires_grad_()
+        hidden = _BridgeSummary.apply(hidden, summary, context)  # type: ignore[no-untyped-call]
+    setattr(context, field, summary)
+    return hidden

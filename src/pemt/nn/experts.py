@@ -1,0 +1,304 @@
+"""Experts: branches parallel to a down projection; one that trains, many that are frozen.
+
+    x [B,T,F] --+--> W_o ------------------------------(+)--> f [B,T,D]
+                |                                       |
+                +--> A_cat -> z [B,T,C] -> g (x) z -> B_cat      C = sum of the experts' ranks
+
+Stage 1 trains one branch. Stage 2 stacks K frozen ones, so that any number of experts costs two matrix
+products, and neither the mixture nor the loss ever builds an expert's output `[B,T,D]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers.activations import ACT2FN
+
+from pemt.errors import ConfigError
+from pemt.nn.context import Slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTensors:
+    """One expert at one layer: `e(x) = scale * B act(A x + a) + b`; a LoRA has no act, a and b.
+
+    Attributes:
+        A: `[R, F]`.
+        B: `[D, R]`.
+        scale: alpha / R for a LoRA, 1 for a bottleneck.
+        a: `[R]`, bottleneck only.
+        b: `[D]`, bottleneck only.
+        activation: a name that transformers knows; None for a LoRA.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float = 1.0
+    a: Tensor | None = None
+    b: Tensor | None = None
+    activation: str | None = None
+
+
+class LoraBranch(nn.Module):
+    """Trainable `scale * B A x`; B starts at 0 (default) or, as in the released code, Kaiming."""
+
+    def __init__(
+        self, hidden: int, width: int, rank: int, alpha: float, *, kaiming_b: bool = False
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ConfigError(f"Expert rank {rank}", "give a whole number of at least 1")
+        self.scale = alpha / rank
+        self.A = nn.Parameter(torch.empty(rank, hidden))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if kaiming_b:
+            nn.init.kaiming_uniform_(self.B, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., F]` -> `[..., D]`."""
+        return F.linear(F.linear(x, self.A.to(x.dtype)), (self.B * self.scale).to(x.dtype))
+
+    def tensors(self) -> ExpertTensors:
+        """What it has learnt, detached."""
+        return ExpertTensors(A=self.A.detach(), B=self.B.detach(), scale=self.scale)
+
+    def load(self, tensors: ExpertTensors) -> None:
+        """Copy an expert's values in; shapes must match."""
+        with torch.no_grad():
+            self.A.copy_(tensors.A)
+            self.B.copy_(tensors.B)
+        self.scale = tensors.scale
+
+
+class BottleneckBranch(nn.Module):
+    """Trainable `B act(A x + a) + b`: the kind of expert that the paper's figure draws."""
+
+    def __init__(self, hidden: int, width: int, rank: int, *, activation: str = "gelu_new") -> None:
+        super().__init__()
+        self.activation_name = activation
+        self.activation = ACT2FN[activation]
+        self.A = nn.Parameter(torch.empty(rank, hidden))
+        self.a = nn.Parameter(torch.zeros(rank))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        self.b = nn.Parameter(torch.zeros(width))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., F]` -> `[..., D]`."""
+        kind = x.dtype
+        z = self.activation(F.linear(x, self.A.to(kind), self.a.to(kind)))
+        return F.linear(z, self.B.to(kind), self.b.to(kind))
+
+    def tensors(self) -> ExpertTensors:
+        """What it has learnt, detached."""
+        return ExpertTensors(
+            A=self.A.detach(),
+            B=self.B.detach(),
+            a=self.a.detach(),
+            b=self.b.detach(),
+            activation=self.activation_name,
+        )
+
+    def load(self, tensors: ExpertTensors) -> None:
+        """Copy an expert's values in; shapes must match."""
+        with torch.no_grad():
+            self.A.copy_(tensors.A)
+            self.B.copy_(tensors.B)
+            self.a.copy_(tensors.a if tensors.a is not None else torch.zeros_like(self.a))
+            self.b.copy_(tensors.b if tensors.b is not None else torch.zeros_like(self.b))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Experts of one kind and rank, adjacent in the stack: `members` counts, `rank` columns each."""
+
+    members: tuple[int, ...]
+    rank: int
+    activation: str | None
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.members) * self.rank
+
+
+class ExpertBank(nn.Module):
+    """K frozen experts of one layer, stacked; ranks and kinds may differ.
+
+    Args:
+        experts: in gate-column order; all of the same F and D.
+
+    Raises:
+        ConfigError: no expert, or shapes that do not agree.
+    """
+
+    A: Tensor
+    B: Tensor
+    a: Tensor | None
+    b: Tensor | None
+
+    def __init__(
+        self, experts: Sequence[ExpertTensors], *, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if not experts:
+            raise ConfigError("A bank without experts", "give at least one expert")
+        hidden, width = experts[0].A.shape[1], experts[0].B.shape[0]
+        for k, e in enumerate(experts):
+            if e.A.shape[1] != hidden or e.B.shape != (width, e.A.shape[0]):
+                raise ConfigError(
+                    f"Expert {k} has A {tuple(e.A.shape)} and B {tuple(e.B.shape)}",
+                    f"this layer takes A [R, {hidden}] and B [{width}, R]",
+                )
+        dtype = dtype or experts[0].A.dtype
+        # experts of equal kind and rank sit side by side: the loss then reshapes instead of looping
+        groups: dict[tuple[int, str | None], list[int]] = {}
+        for k, e in enumerate(experts):
+            groups.setdefault((e.A.shape[0], e.activation), []).append(k)
+        self.groups: list[_Group] = []
+        start = 0
+        for (rank, activation), members in groups.items():
+            self.groups.append(_Group(tuple(members), rank, activation, start))
+            start = self.groups[-1].stop
+        order = [k for group in self.groups for k in group.members]
+        self.experts, self.width, self.hidden = len(experts), width, hidden
+        self.sorted = order == list(range(len(order)))
+        ordered = [experts[k] for k in order]
+        self.bottleneck = any(e.activation is not None for e in experts)
+
+        def keep(name: str, value: Tensor | None) -> None:
+            self.register_buffer(name, value, persistent=False)
+
+        keep("A", torch.cat([e.A.detach() for e in ordered]).to(dtype))  # [C, F]
+        scaled = torch.cat([e.scale * e.B.detach().float() for e in ordered], 1)
+        keep("B", scaled.to(dtype))  # [D, C], scale folded in
+        keep("order", torch.tensor(order))
+        inverse = torch.empty(len(order), dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        keep("inverse", inverse)
+        keep("repeats", torch.tensor([e.A.shape[0] for e in ordered]))
+        keep("a", None)
+        keep("b", None)
+        if self.bottleneck:
+            zero = experts[0].A
+            keep("a", torch.cat([_or_zeros(e.a, e.A.shape[0], zero) for e in ordered]).to(dtype))
+            keep(
+                "b", torch.stack([_or_zeros(e.b, width, zero) for e in ordered]).to(dtype)
+            )  # [K, D]
+        for i, group in enumerate(self.groups):  # constants of the loss, float32
+            count, rank = len(group.members), group.rank
+            b = self.B[:, group.start : group.stop].float().T.reshape(count, rank, width)
+            keep(f"gram{i}", b @ b.transpose(1, 2))  # [n, R, R]
+            if self.bottleneck:
+                assert self.b is not None
+                rows = torch.tensor([order.index(k) for k in group.members])
+                bias = self.b[rows].float()  # [n, D]
+                keep(f"cross{i}", torch.einsum("nrd,nd->nr", b, bias))
+                keep(f"square{i}", bias.square().sum(-1))
+
+    @property
+    def columns(self) -> int:
+        """C, the sum of the ranks."""
+        return self.A.shape[0]
+
+    def hidden_of(self, x: Tensor) -> Tensor:
+        """`z = act(A x + a)` of all experts: `[..., F]` -> `[..., C]`."""
+        z = F.linear(x, self.A, self.a)
+        if not self.bottleneck:
+            return z
+        parts = [
+            ACT2FN[g.activation](z[..., g.start : g.stop])
+            if g.activation
+            else z[..., g.start : g.stop]
+            for g in self.groups
+        ]
+        return torch.cat(parts, -1)
+
+    def _columns_of(self, gates: Tensor) -> Tensor:
+        """Each expert's gate on each of its columns: `[B, K]` -> `[B, C]`."""
+        if not self.sorted:
+            gates = gates.index_select(-1, self.order)  # type: ignore[arg-type]
+        if len(self.groups) == 1:  # one rank: a plain view, no data-dependent size
+            rank = self.groups[0].rank
+            return gates.unsqueeze(-1).expand(*gates.shape, rank).reshape(*gates.shape[:-1], -1)
+        return gates.repeat_interleave(self.repeats, -1, output_size=self.columns)  # type: ignore[arg-type]
+
+    def mix(self, z: Tensor, gates: Tensor) -> Tensor:
+        """`sum_k g_k e_k` without any e_k: z `[B, T, C]`, gates `[B, K]` -> `[B, T, D]`."""
+        mixed = F.linear(z * self._columns_of(gates).to(z.dtype).unsqueeze(-2), self.B)
+        if self.b is not None:
+            ordered = gates if self.sorted else gates.index_select(-1, self.order)  # type: ignore[arg-type]
+            mixed = mixed + (ordered.to(z.dtype) @ self.b).unsqueeze(-2)
+        return mixed
+
+    def cosines(self, y: Tensor, z: Tensor, eps: float = 1e-8) -> Tensor:
+        """cos(y, e_k) of every token: y `[B, T, D]`, z `[B, T, C]` -> `[B, T, K]`, float32.
+
+        `<y, e_k> = (B_k^T y) . z_k` and `|e_k|^2 = z_k^T G_k z_k`; biases add `<y, b_k>`,
+        `2 (B_k^T b_k) . z_k` and `|b_k|^2`. eps as in torch's cosine_similarity.
+        """
+        projected = y @ self.B  # [B, T, C]
+        dots, squares = [], []
+        for i, group in enumerate(self.groups):
+            n, rank = len(group.members), group.rank
+            zg = z[..., group.start : group.stop].unflatten(-1, (n, rank)).float()
+            pg = projected[..., group.start : group.stop].unflatten(-1, (n, rank)).float()
+            gram = getattr(self, f"gram{i}")
+            # [tokens, n, R] x [n, R, R], batched over experts
+            flat = zg.reshape(-1, n, rank).transpose(0, 1)  # [n, tokens, R]
+            squared = (torch.bmm(flat, gram) * flat).sum(-1).T.reshape(*zg.shape[:-1])
+            if self.bottleneck:
+                squared = (
+                    squared
+                    + 2 * (zg * getattr(self, f"cross{i}")).sum(-1)
+                    + getattr(self, f"square{i}")
+                )
+            dots.append((pg * zg).sum(-1))
+            squares.append(squared)
+        dot = torch.cat(dots, -1) if len(dots) > 1 else dots[0]
+        square = torch.cat(squares, -1) if len(squares) > 1 else squares[0]
+        if self.b is not None:
+            dot = dot + (y @ self.b.T).float()
+        norm_y = y.float().square().sum(-1, keepdim=True).clamp_min(eps * eps).sqrt()
+        cosines = dot / (norm_y * square.clamp_min(eps * eps).sqrt())
+        return cosines if self.sorted else cosines.index_select(-1, self.inverse)  # type: ignore[arg-type]
+
+
+def _or_zeros(value: Tensor | None, size: int, like: Tensor) -> Tensor:
+    return like.new_zeros(size) if value is None else value.detach().to(like.dtype)
+
+
+class ParallelExpert(nn.Module):
+    """Stage 1: a down projection with one trainable branch beside it.
+
+    Args:
+        down: the base's frozen down projection, `[..., F]` -> `[..., D]`.
+        branch: the expert in training.
+        slot: of the model; while it is empty, the down projection answers alone.
+    """
+
+    def __init__(self, down: nn.Module, branch: LoraBranch | BottleneckBranch, slot: Slot) -> None:
+        super().__init__()
+        self.down = down
+        self.branch = branch
+        self.slot = slot
+
+    @property
+    def weight(self) -> Tensor:
+        """The down projection's weight: T5 reads its type."""
+        weight: Tensor = self.down.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., F]` -> `[..., D]`."""
+        f: Tensor = self.down(x)
+        if self.slot.current() is None:
+            return f
+        branch: Tensor = self.branch(x)
+        return f + branch

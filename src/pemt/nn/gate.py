@@ -1,0 +1,34 @@
+"""The gate: one weight vector over the experts per layer and example (METHOD.md; paper section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pemt.errors import ConfigError
+
+
+def prompt_mean(hidden: Tensor, start: int, length: int) -> Tensor:
+    """Mean over the prompt positions: `[B, T, W]` -> `[B, W]`, float32."""
+    return hidden[:, start : start + length].float().mean(1)
+
+
+class PromptGate(nn.Module):
+    """`g = softmax(u W_g / tau)`; W_g starts at zero, so the first gates are uniform.
+
+    Args:
+        width: of the gate input u: F (a layer's own hidden) or D (the encoder's output).
+        experts: K.
+        tau: temperature, above 0.
+    """
+
+    def __init__(self, width: int, experts: int, *, tau: float = 1.0) -> None:
+        super().__init__()
+        if tau <= 0:
+            raise ConfigError(f"Gate temperature {tau}", "give a number above 0")
+        self.tau = tau
+        self.weight = nn.Parameter(torch.zeros(width, experts))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """`[B, width]` -> gates `[B, K]`, float32, rows sum to 1."""
+        return torch.softmax(u.float() @ self.weight / self.tau, dim=-1)

@@ -1,0 +1,99 @@
+"""Task-description prompts and the correlation-guided prompt (METHOD.md; paper section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pemt.errors import ConfigError
+
+Fusion = Literal["live", "init", "none"]
+
+
+class TaskPrompt(nn.Module):
+    """A trainable prompt `[P, D]`, started from the embeddings of a task description's tokens.
+
+    Args:
+        start: `[P, D]` first values, copied in float32.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        if start.ndim != 2 or start.shape[0] == 0:
+            raise ConfigError(
+                f"A prompt of shape {tuple(start.shape)}", "give [P, D] with at least one row"
+            )
+        self.embedding = nn.Parameter(start.detach().float().clone())
+
+    def forward(self) -> Tensor:
+        """The prompt, `[P, D]`."""
+        return self.embedding
+
+
+class CorrelationPrompt(nn.Module):
+    """The target prompt plus what it finds in the frozen source prompts.
+
+    `P = P_t + sum_k dropout(softmax_rows(scale * P_t E_k^T)) E_k`. It stays live: the gradient
+    reaches `P_t` through the scores too.
+
+    Args:
+        start: `[P, D]` first values of the trainable target prompt P_t.
+        sources: the frozen source prompts E_k, `[P_k, D]` each.
+        dropout: on the attention weights, in training.
+        scale: factor on the scores: 1 (the paper, T5) or for example 1/sqrt(D).
+        fusion: "live" (default), "init" (added once to the first values of P_t) or "none".
+    """
+
+    sources: Tensor
+    outside: Tensor
+
+    def __init__(
+        self,
+        start: Tensor,
+        sources: Sequence[Tensor],
+        *,
+        dropout: float = 0.1,
+        scale: float = 1.0,
+        fusion: Fusion = "live",
+    ) -> None:
+        super().__init__()
+        for k, source in enumerate(sources):
+            if source.ndim != 2 or source.shape[1] != start.shape[1]:
+                raise ConfigError(
+                    f"Source prompt {k} has shape {tuple(source.shape)}",
+                    f"give [P_k, {start.shape[1]}]: the width of the target prompt",
+                )
+        self.fusion: Fusion = fusion
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+        # sources of unequal length are padded, so that all attend in one batched product
+        longest = max((len(s) for s in sources), default=1)
+        padded = start.new_zeros(max(len(sources), 1), longest, start.shape[1], dtype=torch.float32)
+        outside = torch.ones(padded.shape[:2], dtype=torch.bool, device=start.device)
+        for k, source in enumerate(sources):
+            padded[k, : len(source)] = source.detach().float()
+            outside[k, : len(source)] = False
+        self.count = len(sources)
+        self.register_buffer("sources", padded, persistent=False)  # [K, Pmax, D]
+        self.register_buffer("outside", outside, persistent=False)  # [K, Pmax]
+        first = start.detach().float()
+        if fusion == "init" and sources:
+            first = first + self.attend(first)
+        self.target = TaskPrompt(first)
+
+    def attend(self, query: Tensor) -> Tensor:
+        """`sum_k softmax_rows(scale * query E_k^T) E_k`: `[P, D]` -> `[P, D]`."""
+        scores = self.scale * torch.einsum("pd,kqd->kpq", query, self.sources)
+        scores = scores.masked_fill(self.outside.unsqueeze(1), float("-inf"))
+        weights = self.dropout(scores.softmax(-1))  # [K, P, Pmax]
+        return torch.einsum("kpq,kqd->pd", weights, self.sources)
+
+    def forward(self) -> Tensor:
+        """The fused prompt, `[P, D]`, float32."""
+        target = self.target()
+        if self.fusion != "live" or self.count == 0:
+            return target
+        return target + self.attend(target)

@@ -1,0 +1,292 @@
+"""Stage 2: adapt a base to a target task through a library of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pemt.bases import Base, load_base
+from pemt.errors import ConfigError
+from pemt.experts import Expert, ExpertLibrary, check_compatible
+from pemt.methods import Setting, method_named
+from pemt.model import AdaptedModel, PemtConfig, PemtModel
+from pemt.tasks import Example, FewShot, Task, draw, load_examples, official_splits
+from pemt.tasks.encoding import Collator, encode_prompts_only
+from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
+from pemt.training.evaluating import Predictions, evaluate, evaluating, lengths, side_of
+from pemt.training.fitting import Fit, fit
+from pemt.training.record import run_record, write_json
+from pemt.training.settings import TrainSettings
+
+
+@dataclass
+class AdaptResult:
+    """What adapting gave.
+
+    Attributes:
+        model: trained, still on its base; `model.detach()` gives the base back.
+        base: the base it is on.
+        task: the target task.
+        metrics: on the test rows, "n" among them.
+        validation: of the main metric at the kept step; None without training.
+        gates: mean gates over test examples, `[layers, K]`; None for methods without gates.
+        experts: names of the gate columns.
+        predictions: on the test rows.
+        manifest: of the few-shot draw, or the sizes of the full splits.
+        fit: how training went; None where nothing trains by gradient.
+        parameters: (trained, total).
+        notes: of the method, such as the expert it chose.
+        settings: that were used, the chosen learning rate among them.
+    """
+
+    model: AdaptedModel
+    base: Base
+    task: Task
+    metrics: dict[str, float]
+    validation: float | None
+    gates: torch.Tensor | None
+    experts: list[str]
+    predictions: Predictions
+    manifest: dict[str, Any]
+    fit: Fit | None
+    parameters: tuple[int, int]
+    settings: TrainSettings
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """Answer source texts, rendered as the task's template renders them."""
+        from pemt.training.evaluating import predict
+
+        examples = [Example(str(i), t, None, "") for i, t in enumerate(texts)]
+        return predict(self.model, self.task, self.base.tokenizer, examples, self.settings).texts
+
+
+def compatible_experts(base: Base, library: ExpertLibrary, names: Sequence[str] | None) -> list[Expert]:
+    """Load experts and refuse those made for another base, width or tokenizer.
+
+    Raises:
+        ConfigError: an empty library.
+        UnknownNameError: no expert of that name.
+        ExpertError: an altered expert, or one of another base.
+    """
+    from pemt.backbones import down_projections, fingerprint
+
+    chosen = list(names) if names is not None else library.names()
+    if not chosen:
+        raise ConfigError(
+            f"No experts in {library.root}", "train some first: pemt train-source --help"
+        )
+    made = fingerprint(base.model, base.backbone)
+    words = tokenizer_fingerprint(base.tokenizer)
+    site = down_projections(base.model, base.backbone)[0]
+    for name in chosen:
+        check_compatible(
+            library.info(name), base_fingerprint=made, tokenizer_fingerprint=words,
+            width=site.width, hidden=site.hidden,
+        )  # fmt: skip
+    return library.load_many(chosen)
+
+
+def target_rows(
+    task: Task, *, shots: int | None, data_seed: int, validation: Literal["shots", "full"] = "shots",
+    data_dir: Path | None = None,
+) -> FewShot:  # fmt: skip
+    """Rows of a target task: a few-shot draw, or the full splits where `shots` is None."""
+    splits = official_splits(task, load_examples(task, data_dir=data_dir))
+    if shots is not None:
+        return draw(splits, task, shots=shots, data_seed=data_seed, validation=validation)
+    manifest = {"task": task.name, "version": task.version, "shots": None, **splits.sizes}
+    return FewShot(splits.train, splits.validation, splits.test, manifest)
+
+
+def adapt(
+    base: Base | str,
+    task: Task | str,
+    experts: ExpertLibrary | str | Path | Sequence[Expert],
+    *,
+    names: Sequence[str] | None = None,
+    shots: int | None = None,
+    data_seed: int = 0,
+    validation: Literal["shots", "full"] = "shots",
+    rows: FewShot | None = None,
+    method: str = "pemt",
+    config: PemtConfig | None = None,
+    settings: TrainSettings | None = None,
+    learning_rates: Sequence[float] | None = None,
+    test_rows: int | None = None,
+    data_dir: Path | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> AdaptResult:
+    """Adapt a base to a target task (METHOD.md, stage 2), or run a baseline on the same rows.
+
+    Args:
+        base: a loaded base, or its name.
+        task: a task, or its name in the registry.
+        experts: a library or its folder, or loaded experts.
+        names: which experts and in which order; all by default.
+        shots: labels per class (regression and generation: in all); None takes the full split.
+        data_seed: of the few-shot draw.
+        validation: "shots": as few validation rows as training rows; "full": the validation split.
+        rows: drawn before; replaces shots, data_seed and validation.
+        method: a name in pemt.methods.METHODS.
+        config: PEMT's options.
+        settings: of training; its learning rate is used unless `learning_rates` is given.
+        learning_rates: several to choose from by validation; by default the method's own.
+        test_rows: at most this many test rows, drawn by seed 0.
+        data_dir: local mirror of datasets.
+        folder: for checkpoints, logs, the record, results and (PEMT) the adapted model.
+        progress: show progress bars.
+
+    Returns:
+        The model, its test metrics, gates and record.
+    """
+    base = load_base(base) if isinstance(base, str) else base
+    task = Task.named(task) if isinstance(task, str) else task
+    chosen_method = method_named(method)
+    if isinstance(experts, (str, Path)):
+        experts = ExpertLibrary(experts)
+    if isinstance(experts, ExpertLibrary):
+        experts = compatible_experts(base, experts, names) if chosen_method.transfers else []
+    rows = rows or target_rows(
+        task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
+    )
+    config = config or PemtConfig()
+    settings = settings or TrainSettings()
+    own = chosen_method.learning_rates[base.backbone.family]
+    learning_rates = learning_rates or [settings.learning_rate or own]
+    test = _some(rows.test, test_rows)
+
+    def build() -> tuple[AdaptedModel, dict[str, Any]]:
+        setting = Setting(
+            base=base, task=task, experts=experts, train=rows.train, validation=rows.validation,
+            config=config, init_seed=settings.init_seed, max_source_length=settings.max_source_length,
+        )  # fmt: skip
+        return chosen_method.build(setting), setting.notes
+
+    model, notes = build()
+    fitted: Fit | None = None
+    try:
+        if chosen_method.trains:
+            model, fitted, settings = _train(
+                build, model, task, base, rows, settings, learning_rates, folder, progress
+            )
+        metrics, predictions = evaluate(
+            model, task, base.tokenizer, test, settings, progress=progress
+        )
+        gates = mean_gates(model, task, base, test[:256], settings)
+    except BaseException:
+        model.detach()
+        raise
+    result = AdaptResult(
+        model=model, base=base, task=task, metrics=metrics,
+        validation=None if fitted is None else fitted.best, gates=gates,
+        experts=model.expert_names if isinstance(model, PemtModel) else [],
+        predictions=predictions, manifest=rows.manifest, fit=fitted,
+        parameters=model.parameter_counts(), settings=settings, notes=notes,
+    )  # fmt: skip
+    if folder is not None:
+        _write(result, folder, method=method, config=config, test=test)
+    return result
+
+
+def _train(
+    build: Any, model: AdaptedModel, task: Task, base: Base, rows: FewShot, settings: TrainSettings,
+    learning_rates: Sequence[float], folder: Path | None, progress: bool,
+) -> tuple[AdaptedModel, Fit, TrainSettings]:  # fmt: skip
+    """Train at each learning rate; keep the one that is best on validation."""
+    best: tuple[tuple[float, float], Fit, TrainSettings, dict[str, torch.Tensor]] | None = None
+    for i, rate in enumerate(learning_rates):
+        if i:
+            model.detach()
+            model, _ = build()
+        tried = settings.changed(learning_rate=rate)
+        place = folder / f"lr-{rate:g}" if folder is not None and len(learning_rates) > 1 else folder
+        fitted = fit(
+            model, task, base.tokenizer, rows.train, rows.validation, tried,
+            folder=place, progress=progress,
+        )  # fmt: skip
+        kept = min(
+            (h for h in fitted.history if h["step"] == fitted.best_step),
+            key=lambda h: h["loss"], default={"loss": 0.0},
+        )  # fmt: skip
+        key = (fitted.best if fitted.best is not None else 0.0, -kept["loss"])
+        if best is None or key > best[0]:
+            state = {k: v.cpu().clone() for k, v in model.trained_state().items()}
+            best = (key, fitted, tried, state)
+    assert best is not None
+    model.load_trained_state(best[3])
+    return model, best[1], best[2]
+
+
+@torch.no_grad()
+def mean_gates(
+    model: AdaptedModel, task: Task, base: Base, examples: Sequence[Example], settings: TrainSettings
+) -> torch.Tensor | None:
+    """Mean gates over examples, `[layers, K]`; None for a model without gates."""
+    if not isinstance(model, PemtModel) or not examples:
+        return None
+    encoded = encode_prompts_only(
+        examples, task, base.tokenizer, model.family, **lengths(model, settings)  # type: ignore[arg-type]
+    )
+    collate = Collator(base.tokenizer, model.family, side=side_of(model.family))  # type: ignore[arg-type]
+    total = torch.zeros(len(model.mixtures), len(model.experts))
+    with evaluating(model):
+        for start in range(0, len(encoded), settings.eval_batch_size):
+            batch = collate(encoded[start : start + settings.eval_batch_size])
+            gates = model.gates(
+                batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            )
+            total += gates.sum(1).cpu()
+    return total / len(encoded)
+
+
+def _some(examples: Sequence[Example], count: int | None) -> list[Example]:
+    from pemt.training.sourcing import some
+
+    return some(examples, count, 0)
+
+
+def _write(
+    result: AdaptResult, folder: Path, *, method: str, config: PemtConfig, test: Sequence[Example]
+) -> None:
+    """Everything a run leaves: the record, results, predictions and (PEMT) the adapted model."""
+    from pemt.analysis.gates import gate_table
+
+    record = run_record(
+        stage="adapt", method=method, task=result.task.name, base=result.base.name,
+        experts=result.experts, config=config.to_dict(), settings=result.settings.to_dict(),
+        rows=result.manifest,
+    )  # fmt: skip
+    write_json(folder / "run.json", record)
+    lines = [
+        {"id": e.id, "target": e.target, "answer": a}
+        for e, a in zip(test, result.predictions.texts, strict=True)
+    ]
+    write_json(folder / "predictions.json", lines)
+    write_json(
+        folder / "results.json",
+        {
+            "task": result.task.name, "method": method, "metrics": result.metrics,
+            "validation": result.validation, "parameters": result.parameters,
+            "invalid_answers": result.predictions.invalid,
+            "gates": None if result.gates is None
+            else gate_table(result.gates, result.model, result.experts),
+            "fit": None if result.fit is None else result.fit.__dict__, "notes": result.notes,
+        },
+    )  # fmt: skip
+    if isinstance(result.model, PemtModel):
+        from pemt.analysis.figures import gate_heat_map
+
+        result.model.save_pretrained(
+            folder / "model",
+            base_name=result.base.name,
+            extra={"task": result.task.to_dict(), "settings": result.settings.to_dict(),
+                   "metrics": result.metrics},
+        )  # fmt: skip
+        if result.gates is not None:
+            gate_heat_map(result.gates, result.model, result.experts, folder / "gates.png")

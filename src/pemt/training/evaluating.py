@@ -1,0 +1,207 @@
+"""Answers of a model on examples, and their scores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pemt.backbones import max_positions
+from pemt.errors import ConfigError
+from pemt.model import AdaptedModel
+from pemt.tasks import Example, Task
+from pemt.tasks.encoding import Collator, encode_prompts_only, label_word_ids
+from pemt.tasks.metrics import compute, parse_answer
+from pemt.training.settings import Answers, TrainSettings
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered, in the order of the examples.
+
+    Attributes:
+        values: class number, score or text of each example; None for an invalid generated answer.
+        texts: the answers as text.
+        log_probabilities: `[N, C]` where classes were scored, else None.
+    """
+
+    values: list[Any]
+    texts: list[str]
+    log_probabilities: Tensor | None
+
+    @property
+    def invalid(self) -> int:
+        """How many generated answers were none of the task's."""
+        return sum(v is None for v in self.values)
+
+
+def side_of(family: str) -> Any:
+    """Where the padding of a family goes: decoder-only texts end where their answers begin."""
+    return "left" if family == "decoder-only" else "right"
+
+
+def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
+    """The length arguments of `pemt.tasks.encoding`, fitted to what the base can take.
+
+    Raises:
+        ConfigError: the prompt alone leaves the text less than 8 positions.
+    """
+    limit = max_positions(model.base.config, model.backbone)
+    prompt = model.prompt()
+    taken = 0 if prompt is None else len(prompt)
+    source = settings.max_source_length
+    if limit is not None:
+        room = limit - taken
+        if model.family == "decoder-only":
+            room -= settings.max_target_length
+        if room < 8:
+            raise ConfigError(
+                f"A prompt of {taken} tokens on a base of {limit} positions", "shorten the description"
+            )
+        source = min(source, room)
+    return {
+        "max_source_length": source,
+        "max_target_length": settings.max_target_length,
+        "max_positions": limit,
+        "prompt_length": taken,
+    }
+
+
+@contextlib.contextmanager
+def evaluating(model: AdaptedModel) -> Iterator[None]:
+    """Evaluation mode with the fastest attention; modes are put back afterwards.
+
+    On a CPU in bfloat16 training wants eager attention, because the backward pass of the fused one is
+    several times slower; evaluation wants the fused one.
+    """
+    training = model.training
+    before = getattr(model.base.config, "_attn_implementation", None)
+    cpu_bf16 = model.device.type == "cpu" and model.base.dtype == torch.bfloat16
+    swap = before == "eager" and cpu_bf16
+    model.eval()
+    if swap:
+        model.base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if swap:
+            model.base.set_attn_implementation(before)
+        model.train(training)
+
+
+def answers_of(task: Task, family: str, answers: Answers) -> Answers:
+    """How answers are read: heads classify; label words are ranked or generated; the rest generated."""
+    if family == "encoder-only":
+        return "rank"
+    if answers == "rank" and task.kind != "classification":
+        raise ConfigError(
+            f"answers='rank' on the {task.kind} task {task.name!r}", "rank needs label words: generate"
+        )
+    if answers == "auto":
+        return "rank" if task.kind == "classification" else "generate"
+    return answers
+
+
+@torch.no_grad()
+def predict(
+    model: AdaptedModel,
+    task: Task,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    settings: TrainSettings | None = None,
+    *,
+    progress: bool = False,
+) -> Predictions:
+    """Answer every example.
+
+    Batches are made of texts of similar length; the order of the answers is that of the examples.
+
+    Args:
+        model: on any family.
+        task: decides what an answer is.
+        tokenizer: the base's.
+        examples: their labels are not looked at.
+        settings: batch size, lengths and how to answer.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: a generation task on an encoder-only base.
+    """
+    settings = settings or TrainSettings()
+    how = answers_of(task, model.family, settings.answers)
+    encoded = encode_prompts_only(examples, task, tokenizer, model.family, **lengths(model, settings))  # type: ignore[arg-type]
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
+    collate = Collator(tokenizer, model.family, side=side_of(model.family))  # type: ignore[arg-type]
+    words = (
+        label_word_ids(task, tokenizer, model.family)  # type: ignore[arg-type]
+        if how == "rank" and model.head is None
+        else []
+    )
+    values: list[Any] = [None] * len(encoded)
+    texts = [""] * len(encoded)
+    scores: Tensor | None = None
+    starts = range(0, len(order), settings.eval_batch_size)
+    with evaluating(model):
+        for start in _bar(starts, "answering", progress):
+            rows = order[start : start + settings.eval_batch_size]
+            batch = collate([encoded[i] for i in rows])
+            ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            if how == "generate":
+                made = model.generate(
+                    ids, mask, max_new_tokens=settings.max_target_length, do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                )  # fmt: skip
+                for i, text in zip(rows, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
+                    texts[i] = text.strip()
+                    values[i] = text.strip() if task.kind == "generation" else parse_answer(task, text)
+                continue
+            if model.outputs == 1:
+                for i, value in zip(rows, model(ids, mask).logits.squeeze(-1).tolist(), strict=True):
+                    values[i], texts[i] = value, f"{value:.2f}"
+                continue
+            logs = model.label_scores(ids, mask, words).float().cpu()
+            if scores is None:
+                scores = torch.zeros(len(encoded), logs.shape[1])
+            scores[rows] = logs
+            for i, best in zip(rows, logs.argmax(-1).tolist(), strict=True):
+                values[i], texts[i] = best, task.labels[best]
+    return Predictions(values, texts, scores)
+
+
+def evaluate(
+    model: AdaptedModel,
+    task: Task,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    settings: TrainSettings | None = None,
+    *,
+    progress: bool = False,
+) -> tuple[dict[str, float], Predictions]:
+    """Answer and score.
+
+    Returns:
+        The task's metrics (plus "loss" where classes were scored or scores predicted, and "n"), and the
+        answers.
+    """
+    made = predict(model, task, tokenizer, examples, settings, progress=progress)
+    truth = [e.target if task.kind == "generation" else e.label for e in examples]
+    metrics = dict(compute(task, made.values, truth))  # type: ignore[arg-type]
+    if made.log_probabilities is not None:
+        wanted = torch.tensor([int(t) for t in truth])  # type: ignore[arg-type]
+        metrics["loss"] = float(-made.log_probabilities[torch.arange(len(wanted)), wanted].mean())
+    elif model.outputs == 1:
+        metrics["loss"] = sum((v - t) ** 2 for v, t in zip(made.values, truth, strict=True)) / len(truth)  # type: ignore[operator]
+    metrics["n"] = float(len(truth))
+    return metrics, made
+
+
+def _bar(items: Any, what: str, show: bool) -> Any:
+    if not show:
+        return items
+    from rich.progress import track
+
+    return track(items, description=what, transient=True)

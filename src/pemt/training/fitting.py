@@ -1,0 +1,183 @@
+"""One training run of any model on encoded rows: the part that both stages and every method share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from pemt.errors import DataError
+from pemt.model import AdaptedModel
+from pemt.tasks import Example, Task
+from pemt.tasks.encoding import Collator, encode
+from pemt.training.evaluating import evaluate, lengths, side_of
+from pemt.training.settings import TrainSettings
+from pemt.training.trainer import BestState, PemtTrainer
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a run went.
+
+    Attributes:
+        best_step: the optimiser step whose parameters were kept.
+        best: validation value of the main metric there; None without validation rows.
+        steps: optimiser steps done.
+        seconds: of training and validation.
+        history: one entry per evaluation.
+    """
+
+    best_step: int
+    best: float | None
+    steps: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def fit(
+    model: AdaptedModel,
+    task: Task,
+    tokenizer: Any,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    settings: TrainSettings,
+    *,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train on rows, evaluate along the way, keep the best parameters.
+
+    Args:
+        model: to train; what requires a gradient trains.
+        task: of the rows.
+        tokenizer: the base's.
+        train: rows to learn from.
+        validation: rows to select on; empty keeps the last step.
+        settings: of the run.
+        folder: for checkpoints and logs; a checkpoint found there is resumed. None writes nothing.
+        progress: show the Trainer's progress bar.
+
+    Raises:
+        DataError: no training rows.
+        TrainingError: a loss that is not finite.
+    """
+    if not train:
+        raise DataError(f"No training rows for task {task.name!r}", "give at least one")
+    rows = encode(train, task, tokenizer, model.family, **lengths(model, settings))  # type: ignore[arg-type]
+    per_epoch = math.ceil(len(rows) / (settings.batch_size * settings.accumulation))
+    total = settings.max_steps if settings.max_steps > 0 else math.ceil(per_epoch * settings.epochs)
+    every = max(1, math.ceil(total / settings.evaluations))
+    keep = folder is not None and settings.checkpoints
+    best = BestState(
+        model,
+        task.metrics[0],
+        patience=settings.patience if validation else None,
+        folder=folder if keep else None,
+    )
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="pemt-"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            place = str(folder)
+        stack.enter_context(_quiet(not progress))
+        stack.enter_context(_dropout(model, settings.dropout))
+        args = TrainingArguments(
+            output_dir=place,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulation,
+            num_train_epochs=settings.epochs,
+            max_steps=total,
+            learning_rate=settings.learning_rate or 1e-3,
+            lr_scheduler_type="linear",
+            warmup_steps=settings.warmup_steps,
+            weight_decay=0.0,
+            adam_beta1=0.9,
+            adam_beta2=0.999,
+            max_grad_norm=settings.clip,
+            eval_strategy="steps" if validation else "no",
+            eval_steps=every,
+            save_strategy="steps" if keep else "no",
+            save_steps=every,
+            save_total_limit=1,
+            logging_strategy="steps",
+            logging_steps=every,
+            report_to=settings.report_to if folder is not None else "none",
+            seed=settings.init_seed,
+            data_seed=settings.order_seed,
+            remove_unused_columns=False,
+            disable_tqdm=not progress,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=model.device.type == "cpu",
+        )
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+            stack.callback(model.gradient_checkpointing_disable)
+        trainer = PemtTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=rows if validation else None,
+            data_collator=Collator(tokenizer, model.family, side=side_of(model.family)),  # type: ignore[arg-type]
+            score=lambda: evaluate(model, task, tokenizer, validation, settings)[0],
+            callbacks=[best],
+        )
+        if not progress:
+            _drop_printer(trainer)
+        checkpoint = get_last_checkpoint(place) if keep else None
+        if checkpoint is not None:
+            best.resume()
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - started
+        steps = trainer.state.global_step
+    best.restore()
+    model.eval()
+    if keep:
+        for old in Path(place).glob("checkpoint-*"):
+            shutil.rmtree(old)
+    value = best.best[0] if best.best is not None else None
+    return Fit(best.step if best.step >= 0 else steps, value, steps, seconds, best.history)
+
+
+@contextlib.contextmanager
+def _dropout(model: AdaptedModel, rate: float | None) -> Iterator[None]:
+    """The base's dropout layers at another rate, for as long as it trains."""
+    layers = [m for m in model.base.modules() if isinstance(m, torch.nn.Dropout)]
+    before = [layer.p for layer in layers]
+    for layer in layers if rate is not None else []:
+        layer.p = float(rate or 0.0)
+    try:
+        yield
+    finally:
+        for layer, p in zip(layers, before, strict=True):
+            layer.p = p
+
+
+def _drop_printer(trainer: PemtTrainer) -> None:
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+@contextlib.contextmanager
+def _quiet(yes: bool) -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if yes:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,79 @@
+"""How to train: one frozen dataclass for both stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from pemt.errors import ConfigError
+
+Answers = Literal["auto", "rank", "generate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of one training run.
+
+    Attributes:
+        learning_rate: peak; it decays linearly to 0 (METHOD.md, protocol). None takes the default of
+            the method and family.
+        batch_size: examples per optimiser step and process, before accumulation.
+        epochs: passes over the training rows.
+        max_steps: optimiser steps; above 0 it replaces `epochs`.
+        warmup_steps: of the learning rate.
+        accumulation: micro-batches per optimiser step; gradients equal one large batch's.
+        clip: greatest gradient norm.
+        dropout: of the base while training; None keeps the base's own.
+        evaluations: at most this many evaluations on validation, evenly spread over the run.
+        patience: stop after this many evaluations without a better one; None never stops early.
+        eval_batch_size: examples per forward pass in evaluation.
+        max_source_length: tokens of text; the prompt is not counted.
+        max_target_length: tokens of an answer, end token included.
+        answers: "rank" the label words in one forward pass, or "generate" greedily (the paper);
+            "auto" ranks where there are label words.
+        checkpoints: write a checkpoint at every evaluation, so that a killed run resumes.
+        gradient_checkpointing: recompute layers in the backward pass to save memory.
+        init_seed: of new weights and dropout.
+        order_seed: of the order of the training rows.
+        report_to: where the Trainer logs to, such as "tensorboard"; "none" for nowhere.
+    """
+
+    learning_rate: float | None = None
+    batch_size: int = 32
+    epochs: float = 20
+    max_steps: int = -1
+    warmup_steps: int = 0
+    accumulation: int = 1
+    clip: float = 1.0
+    dropout: float | None = None
+    evaluations: int = 20
+    patience: int | None = None
+    eval_batch_size: int = 64
+    max_source_length: int = 256
+    max_target_length: int = 16
+    answers: Answers = "auto"
+    checkpoints: bool = True
+    gradient_checkpointing: bool = False
+    init_seed: int = 0
+    order_seed: int = 0
+    report_to: str = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}", "give a number above 0")
+        for name in ("batch_size", "accumulation", "evaluations", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}", "give a whole number of at least 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout}", "give 0 or more, below 1")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience={self.patience}", "give at least 1, or None")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def changed(self, **changes: Any) -> TrainSettings:
+        """A copy with some values changed."""
+        return replace(self, **changes)

@@ -1,0 +1,167 @@
+"""transformers' Trainer, taught to keep only what trains and to select on validation answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from pemt.errors import TrainingError
+from pemt.model import AdaptedModel
+
+TRAINED = "trained.safetensors"
+
+
+class PemtTrainer(Trainer):  # type: ignore[misc]
+    """Checkpoints hold the trained parameters alone; accumulation is exact; a bad loss stops the run.
+
+    Args:
+        score: called at evaluation; returns metrics, "loss" among them where there is one.
+        **kwargs: of transformers' Trainer.
+    """
+
+    def __init__(self, *, score: Callable[[], dict[str, float]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._score = score
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = False
+        self._examples: int | Tensor | None = None
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Also count the examples of the optimiser step, which the Task Sparsity Loss averages over."""
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = sum(len(batch["input_ids"]) for batch in samples)
+        if self.args.world_size > 1:
+            gathered = self.accelerator.gather(torch.tensor(count, device=device))
+            self._examples = int(gathered.sum())
+        else:
+            self._examples = count
+        return samples, items
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Loss of one micro-batch; their sum over the step is the large batch's loss.
+
+        Raises:
+            TrainingError: the loss is not a finite number.
+        """
+        counted = {**inputs, "num_examples_in_batch": self._examples} if self._examples else inputs
+        result = super().compute_loss(model, counted, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingError(
+                f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}",
+                "lower the learning rate, look at the rows for empty labels, or train in float32",
+            )
+        return result
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the model's answers on validation and tell the callbacks."""
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._score().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_state(self.accelerator.unwrap_model(self.model), folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        read_state(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / TRAINED)
+
+
+def write_state(model: AdaptedModel, path: Path) -> None:
+    """Write the trained parameters; the file is there whole or not at all."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.trained_state().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(state, temporary)
+    temporary.replace(path)
+
+
+def read_state(model: AdaptedModel, path: Path) -> None:
+    """Read what `write_state` wrote.
+
+    Raises:
+        TrainingError: there is no such file.
+        ConfigError: the parameters are not this model's.
+    """
+    if not path.is_file():
+        raise TrainingError(f"No trained parameters at {path}", "start the run again without resuming")
+    model.load_trained_state(load_file(path))
+
+
+class BestState(TrainerCallback):  # type: ignore[misc]
+    """Keeps the parameters of the best evaluation; stops a run that no longer improves.
+
+    Better means a higher main metric; with few validation rows that often ties, and then the lower
+    loss wins, and after that the earlier evaluation.
+
+    Args:
+        model: whose parameters are kept.
+        metric: name of the main metric.
+        patience: evaluations without improvement before stopping; None never stops.
+        folder: where the best is also written, so that a resumed run knows it; None keeps it in memory.
+    """
+
+    def __init__(
+        self, model: AdaptedModel, metric: str, *, patience: int | None, folder: Path | None
+    ) -> None:
+        self.model, self.metric, self.patience, self.folder = model, metric, patience, folder
+        self.best: tuple[float, float] | None = None
+        self.step = -1
+        self.waited = 0
+        self.state: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
+
+    def resume(self) -> None:
+        """Take up the best of an earlier part of the same run."""
+        if self.folder is not None and (self.folder / "best.json").is_file():
+            kept = json.loads((self.folder / "best.json").read_text())
+            self.best, self.step, self.waited = tuple(kept["best"]), kept["step"], kept["waited"]
+            self.history = kept["history"]
+            self.state = load_file(self.folder / "best.safetensors")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> Any:
+        """Compare, keep, stop."""
+        value = float(metrics[f"eval_{self.metric}"])
+        loss = float(metrics.get("eval_loss", 0.0))
+        self.history.append({"step": state.global_step, self.metric: value, "loss": loss})
+        if self.best is None or (value, -loss) > (self.best[0], -self.best[1]):
+            self.best, self.step, self.waited = (value, loss), state.global_step, 0
+            self.state = {k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()}
+            if self.folder is not None:
+                write_state(self.model, self.folder / "best.safetensors")
+        else:
+            self.waited += 1
+            control.should_training_stop |= self.patience is not None and self.waited >= self.patience
+        if self.folder is not None:
+            kept = {
+                "best": self.best, "step": self.step, "waited": self.waited, "history": self.history
+            }  # fmt: skip
+            temporary = self.folder / ".best.json"
+            temporary.write_text(json.dumps(kept))
+            temporary.replace(self.folder / "best.json")
+        return control
+
+    def restore(self) -> None:
+        """Put the best parameters into the model."""
+        if self.state:
+            self.model.load_trained_state(self.state)

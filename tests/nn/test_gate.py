@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pemt.errors import ConfigError
+from pemt.nn import PromptGate, prompt_mean
+from tests import reference
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_starts_uniform(count):
+    gates = PromptGate(8, count)(torch.randn(3, 8))
+    assert_close(gates, torch.full((3, count), 1 / count))
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
+def test_equals_the_loop_and_tau_divides_the_scores(tau):
+    gate = PromptGate(8, 4, tau=tau)
+    torch.nn.init.normal_(gate.weight)
+    u = torch.randn(3, 8)
+    assert_close(gate(u), reference.gate(u, gate.weight, tau))
+    assert_close(gate(u).sum(-1), torch.ones(3))
+
+
+def test_gates_are_float32_for_a_bfloat16_input():
+    assert PromptGate(8, 2)(torch.randn(1, 8).bfloat16()).dtype == torch.float32
+
+
+def test_temperature_above_zero():
+    with pytest.raises(ConfigError, match="above 0"):
+        PromptGate(8, 2, tau=0.0)
+
+
+def test_prompt_mean_takes_the_prompt_positions_alone():
+    hidden = torch.randn(2, 7, 3)
+    assert_close(prompt_mean(hidden, 1, 3), (hidden[:, 1] + hidden[:, 2] + hidden[:, 3]) / 3)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pemt.nn import (
+    ExpertBank,
+    ForwardContext,
+    MixtureLayer,
+    PromptGate,
+    Slot,
+    TargetAdapter,
+    combine_loss,
+)
+from tests import reference
+from tests.nn import draws
+
+START, PROMPT = 1, 2
+WEIGHT = 0.3
+
+
+def build(mix: str, *, dtype=torch.float32, adapter=True, gate_input="hidden", averaging="example"):
+    torch.manual_seed(3)
+    experts = draws.experts(mix)
+    down = nn.Linear(draws.HIDDEN, draws.WIDTH).requires_grad_(False)
+    gate = PromptGate(
+        draws.HIDDEN if gate_input == "hidden" else draws.WIDTH, len(experts), tau=0.7
+    )
+    nn.init.normal_(gate.weight, std=0.5)
+    serial = TargetAdapter(draws.WIDTH, reduction=4) if adapter else None
+    if serial is not None:
+        for parameter in serial.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    layer = MixtureLayer(
+        down.to(dtype), ExpertBank(experts, dtype=dtype), gate, serial, Slot(), index=0,
+        stack="encoder", gate_input=gate_input, averaging=averaging,
+    )  # fmt: skip
+    return layer, experts
+
+
+def naive(layer, experts, x, u, weights=None, averaging="example"):
+    """The layer's output and loss, expert by expert."""
+    gates = reference.gate(u, layer.gate.weight, layer.gate.tau)
+    f = x @ layer.down.weight.float().T + layer.down.bias.float()
+    y = f + reference.mixture(experts, x, gates)
+    if layer.adapter is not None:
+        a = layer.adapter
+        y = reference.target_adapter(y, a.down.weight, a.down.bias, a.up.weight, a.up.bias)
+    return y, gates, reference.sparsity(experts, x, y, gates, weights, averaging=averaging)
+
+
+def context(weights=None, **changes) -> ForwardContext:
+    return ForwardContext(
+        prompt_start=START, prompt_length=PROMPT, sparsity=True,
+        token_weights={"encoder": weights}, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("averaging", ["example", "batch"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("mix", ["l4", "l4 l2 l4", "g3 l2 g3 l2 r3"])
+def test_output_loss_and_gradients_equal_the_loop(mix, adapter, padded, averaging):
+    layer, experts = build(mix, adapter=adapter, averaging=averaging)
+    x, _, _ = draws.inputs(3, 6, len(experts))
+    weights = draws.weights(3, 6) if padded else None
+    layer.slot.active = state = context(weights)
+    ours = layer(x)
+    pull = torch.randn_like(ours)
+    loss = combine_loss((ours * pull).sum(), WEIGHT, state)
+
+    u = x[:, START : START + PROMPT].mean(1)
+    theirs, gates, sparsity = naive(layer, experts, x, u, weights, averaging)
+    wanted = (theirs * pull).sum() + WEIGHT * sparsity
+
+    assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    assert_close(state.gates[0], gates)
+    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(loss, wanted, atol=1e-4, rtol=1e-5)
+    trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    for a, b in zip(
+        torch.autograd.grad(loss, trained), torch.autograd.grad(wanted, trained), strict=True
+    ):
+        assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("gate_input", ["summary", "task"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gates_from_a_summary_work_at_length_one(gate_input, rows):
+    layer, experts = build("l4 l2", gate_input=gate_input)
+    x, u, _ = draws.inputs(rows, 1, 2)
+    u = u[:, 0]
+    field = "summary" if gate_input == "summary" else "task_summary"
+    layer.slot.active = context(**{field: u})
+    assert_close(layer(x), naive(layer, experts, x, u)[0], atol=2e-5, rtol=1e-5)
+
+
+def test_bfloat16_stays_near_the_float32_loop():
+    layer, experts = build("l4 g2 l3", dtype=torch.bfloat16)
+    x, _, _ = draws.inputs(3, 6, 3)
+    layer.slot.active = state = context(draws.weights(3, 6))
+    half = x.bfloat16()
+    y = layer(half)
+    u = half.float()[:, START : START + PROMPT].mean(1)
+    theirs, gates, sparsity = naive(layer, experts, half.float(), u, draws.weights(3, 6))
+    assert y.dtype == torch.bfloat16
+    assert_close(y.float(), theirs, atol=8e-2, rtol=5e-2)
+    assert_close(state.gates[0], gates, atol=1e-3, rtol=1e-3)
+    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-2, rtol=1e-2)
+    combine_loss(y.float().sum(), WEIGHT, state).backward()
+    assert all(
+        p.grad.isfinite().all() and p.grad.dtype == torch.float32
+        for p in layer.parameters()
+        if p.requires_grad
+    )
+
+
+def test_with_an_empty_slot_the_down_projection_answers_alone():
+    layer, _ = build("l4 l2")
+    x, _, _ = draws.inputs(2, 5, 2)
+    assert torch.equal(layer(x), layer.down(x))
+
+
+def test_decoding_reuses_the_gates_for_every_step_and_beam():
+    layer, experts = build("l4 l2 l3")
+    x, _, _ = draws.inputs(2, 6, 3)
+    state = ForwardContext(prompt_start=START, prompt_length=PROMPT, reuse_gates=True)
+    layer.slot.active = state
+    layer(x)
+    first = state.gates[0].clone()
+    later = torch.randn(4, 1, draws.HIDDEN)  # one new token, two beams a row
+    y = layer(later)
+    assert torch.equal(state.gates[0], first)
+    u = x[:, START : START + PROMPT].mean(1)[[0, 0, 1, 1]]
+    assert_close(y, naive(layer, experts, later, u)[0], atol=2e-5, rtol=1e-5)
+
+
+def test_given_gates_replace_the_computed_ones():
+    layer, experts = build("l4 l2 l3", adapter=False)
+    x, _, _ = draws.inputs(2, 6, 3)
+    given = torch.tensor([0.0, 1.0, 0.0])
+    layer.slot.active = state = context(fixed_gates={0: given})
+    wanted = layer.down(x) + reference.expert_output(experts[1], x)
+    assert_close(layer(x), wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(state.gates[0], given.expand(2, 3))
+
+
+def test_the_wrapper_shows_the_down_projections_weight():
+    layer, _ = build("l4")
+    assert layer.weight is layer.down.weight
