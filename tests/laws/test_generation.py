@@ -138,6 +138,29 @@ def test_scores_are_the_likelihoods_of_forward(name, answers, side):
             assert_close(scores[row, column], likelihood(model, text, answer), **CLOSE)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["pemt", "source"])
+@pytest.mark.parametrize("name", tiny.GENERATES)
+def test_answers_while_training_with_checkpointing(name, kind, reentrant):
+    model = adapted(name, kind)
+    ids, mask = tiny.batch(side="left")
+    answers = [[5, 9, 4, 1], [7, 1]]
+
+    def given():
+        yield model.generate(ids, mask, **SETTINGS)
+        yield model.score_answers(ids, mask, answers)
+        with model.disable():
+            yield model.generate(ids, mask, **SETTINGS)
+
+    wanted = list(given())
+    model.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    states = [getattr(m, "gradient_checkpointing", None) for m in model.modules()]
+    for ours, theirs in zip(given(), wanted, strict=True):
+        assert_close(ours, theirs, **CLOSE)
+    assert True in states
+    assert [getattr(m, "gradient_checkpointing", None) for m in model.modules()] == states
+
+
 @pytest.mark.parametrize("name", tiny.GENERATES)
 def test_one_row_of_one_token(name):
     model = adapted(name)

@@ -225,6 +225,25 @@ class AdaptedModel(nn.Module):
                 return bool(getattr(function, "keywords", {}).get("use_reentrant", False))
         return False
 
+    @contextmanager
+    def _answering(self) -> Iterator[ForwardContext]:
+        """A pass that decodes: gates are reused (the slot stays empty inside `disable()`).
+
+        Checkpointing pauses: in training mode transformers drops the cache of checkpointed layers,
+        and goes on to decode from the last token alone.
+        """
+        context = ForwardContext(reuse_gates=True)
+        paused = [m for m in self.base.modules() if getattr(m, "gradient_checkpointing", False)]
+        for module in paused:
+            module.gradient_checkpointing = False
+        previous, self.slot.active = self.slot.active, None if self._disabled else context
+        try:
+            yield context
+        finally:
+            self.slot.active = previous
+            for module in paused:
+                module.gradient_checkpointing = True
+
     # -- the forward pass ----------------------------------------------------------------------
 
     def prompt(self) -> Tensor | None:
@@ -419,14 +438,12 @@ class AdaptedModel(nn.Module):
             raise ConfigError(
                 "An encoder-only base generates no text", "call forward and use the logits"
             )
-        if self._disabled:
-            return self.base.generate(
-                input_ids=input_ids, attention_mask=attention_mask, **settings
-            )
-        input_ids, attention_mask = self._answer_at_the_end(input_ids, attention_mask)
-        context = ForwardContext(reuse_gates=True)
-        previous, self.slot.active = self.slot.active, context
-        try:
+        with self._answering() as context:
+            if self._disabled:
+                return self.base.generate(
+                    input_ids=input_ids, attention_mask=attention_mask, **settings
+                )
+            input_ids, attention_mask = self._answer_at_the_end(input_ids, attention_mask)
             embedded, mask, _ = self._prompted(input_ids, attention_mask, context)
             if self.family == "encoder-decoder":
                 hidden = BaseModelOutput(last_hidden_state=self._encode(embedded, mask, context))
@@ -434,8 +451,6 @@ class AdaptedModel(nn.Module):
             if settings.get("use_cache", True):
                 return self.base.generate(inputs_embeds=embedded, attention_mask=mask, **settings)
             return self._generate_uncached(input_ids, embedded, mask, settings)
-        finally:
-            self.slot.active = previous
 
     def _answer_at_the_end(
         self, input_ids: Tensor, attention_mask: Tensor | None
@@ -495,7 +510,9 @@ class AdaptedModel(nn.Module):
             else:
                 extra = {} if self.family == "encoder-only" else {"position_ids": _positions(mask)}
                 body = self.base if self.family == "encoder-only" else self.base.base_model
-                hidden = body(inputs_embeds=embedded, attention_mask=mask, **extra).last_hidden_state
+                hidden = body(
+                    inputs_embeds=embedded, attention_mask=mask, **extra
+                ).last_hidden_state
         finally:
             self.slot.active = previous
         return TaskHead.pool(hidden, text)
@@ -517,7 +534,9 @@ class AdaptedModel(nn.Module):
         if self.family == "encoder-only":
             raise ConfigError("An encoder-only base scores no answers", "use the logits of forward")
         if not answers or not all(len(a) for a in answers):
-            raise ConfigError(f"Answers {answers!r}", "give at least one, each of at least one token")
+            raise ConfigError(
+                f"Answers {answers!r}", "give at least one, each of at least one token"
+            )
         count, device = len(answers), input_ids.device
         longest = max(len(a) for a in answers)
         padded = torch.full((count, longest), -100, device=device)
@@ -525,9 +544,7 @@ class AdaptedModel(nn.Module):
             padded[c, : len(answer)] = torch.tensor(list(answer), device=device)
         labels = padded.repeat(len(input_ids), 1)  # [B*C, L]
         input_ids, attention_mask = self._answer_at_the_end(input_ids, attention_mask)
-        context = ForwardContext(reuse_gates=True)
-        previous, self.slot.active = self.slot.active, None if self._disabled else context
-        try:
+        with self._answering() as context:
             embedded, mask, _ = self._prompted(input_ids, attention_mask, context)
             if self.family == "encoder-decoder":
                 hidden = self._encode(embedded, mask, context).repeat_interleave(count, 0)
@@ -559,8 +576,6 @@ class AdaptedModel(nn.Module):
                         use_cache=True,
                     ).logits
                     logits = torch.cat([logits, rest], 1)
-        finally:
-            self.slot.active = previous
         flat = F.cross_entropy(
             logits.reshape(-1, logits.shape[-1]).float(),
             labels.reshape(-1),
