@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 
-from tests import tiny
+from tests import reference, tiny
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -201,3 +201,30 @@ def test_label_scores_are_log_probabilities(name):
         assert_close(scores, model(ids, mask).logits.log_softmax(-1))
     else:
         assert_close(scores, model.score_answers(ids, mask, answers).log_softmax(-1))
+
+
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+def test_the_prompt_is_the_correlation_with_every_experts_prompt(name):
+    for scale in (1.0, 0.1):
+        model = tiny.stir(tiny.pemt(tiny.base(name), prompt_scale=scale))
+        target = model.correlation_prompt.target.embedding
+        wanted = reference.correlation_prompt(target, [e.prompt for e in model.experts], scale)
+        assert_close(model.prompt(), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+def test_tau_divides_the_gates_scores(name):
+    ids, mask = tiny.batch()
+    scores = []
+    for tau in (1.0, 2.0):
+        model = tiny.stir(tiny.pemt(tiny.base(name), tau=tau))
+        first = model.gates(ids, mask)[0].log()  # later layers see what the first one changed
+        scores.append(first - first.mean(-1, keepdim=True))
+    assert_close(scores[0], 2.0 * scores[1], **CLOSE)
+    assert scores[0].abs().max() > 1e-2
+
+
+def test_the_target_adapters_activation_is_a_setting():
+    model = tiny.stir(tiny.pemt(tiny.base("bert"), activation="relu"))
+    adapter, f = model.mixtures[0].adapter, torch.randn(2, 3, 32)
+    assert_close(adapter(f), f + adapter.up(adapter.down(f).clamp_min(0)), **CLOSE)

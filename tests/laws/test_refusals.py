@@ -121,6 +121,14 @@ def test_a_sequence_longer_than_the_base_allows(name, with_prompt):
     assert model.slot.current() is None
 
 
+def test_an_answer_longer_than_the_base_allows():
+    model = tiny.pemt(tiny.base("bart"))
+    ids = torch.tensor([[9]])
+    assert model(ids, labels=torch.full((1, 128), 9)).loss.isfinite()
+    with pytest.raises(ConfigError, match="An answer of 129 tokens"):
+        model(ids, labels=torch.full((1, 129), 9))
+
+
 def test_t5_has_no_such_limit():
     model = tiny.pemt(tiny.base("t5"))
     ids = torch.full((1, 600), 9)

@@ -188,6 +188,9 @@ def test_a_deep_copy_stands_on_its_own(name, kind):
     assert not torch.equal(logits(twin), wanted)
     assert torch.equal(logits(model), wanted)
     assert not set(map(id, twin.modules())) & set(map(id, model.modules()))
+    slots = {id(m.slot) for m in twin.modules() if hasattr(m, "slot")}
+    assert slots == {id(twin.slot)}
+    assert twin.slot is not model.slot
     assert twin.detach() is not base
     assert torch.equal(logits(model), wanted)
 

@@ -385,6 +385,13 @@ class AdaptedModel(nn.Module):
             context.token_weights["decoder"] = None if every else (labels != -100)
             if decoder_input_ids is None:
                 decoder_input_ids = self.base.prepare_decoder_input_ids_from_labels(labels)
+        limit = max_positions(self.base.config, self.backbone)
+        if limit is not None and decoder_input_ids is not None:
+            length = decoder_input_ids.shape[1]
+            if length > limit:
+                raise ConfigError(
+                    f"An answer of {length} tokens", f"this base has {limit} positions: shorten it"
+                )
         logits = self.base(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=mask,
