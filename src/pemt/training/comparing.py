@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pemt.bases import Base
 from pemt.experts import Expert
@@ -60,6 +60,7 @@ def compare(
     data_seeds: Sequence[int],
     *,
     shots: int = 16,
+    validation: Literal["shots", "full"] = "shots",
     settings: TrainSettings | None = None,
     learning_rates: dict[str, Sequence[float]] | None = None,
     config: PemtConfig | None = None,
@@ -79,6 +80,7 @@ def compare(
         methods: names.
         data_seeds: one draw each; initialisation and order use the same number.
         shots: labels per class.
+        validation: as in `adapt`.
         settings: of training, shared by all methods.
         learning_rates: by method, to choose from on validation; the methods' own by default.
         config: PEMT's options.
@@ -97,7 +99,7 @@ def compare(
         if folder is not None:
             key = {
                 "base": base.name, "task": task.name, "version": task.version, "method": method,
-                "shots": shots, "seed": seed, "rates": list(rates), "settings": settings.to_dict(),
+                "shots": shots, "validation": validation, "seed": seed, "rates": list(rates), "settings": settings.to_dict(),
                 "config": config.to_dict(), "test_rows": test_rows,
                 "experts": [e.info.content_hash for e in experts] if chosen.transfers else [],
             }  # fmt: skip
@@ -112,7 +114,10 @@ def compare(
         started = time.perf_counter()
         result = adapt(
             base, task, experts,
-            rows=target_rows(task, shots=shots, data_seed=seed, data_dir=data_dir), method=method,
+            rows=target_rows(
+                task, shots=shots, data_seed=seed, validation=validation, data_dir=data_dir
+            ),
+            method=method,
             config=config, settings=settings.changed(init_seed=seed, order_seed=seed),
             learning_rates=rates, test_rows=test_rows, progress=False,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -184,12 +184,16 @@ def evaluate(
     """Answer and score.
 
     Returns:
-        The task's metrics (plus "loss" where classes were scored or scores predicted, and "n"), and the
-        answers.
+        The task's metrics (plus "balanced_accuracy" for classification, "loss" where classes were
+        scored or scores predicted, and "n"), and the answers.
     """
     made = predict(model, task, tokenizer, examples, settings, progress=progress)
     truth = [e.target if task.kind == "generation" else e.label for e in examples]
-    metrics = dict(compute(task, made.values, truth))  # type: ignore[arg-type]
+    scored = task
+    if task.kind == "classification" and "balanced_accuracy" not in task.metrics:
+        # accuracy says little where one class is most of the rows
+        scored = replace(task, metrics=(*task.metrics, "balanced_accuracy"))
+    metrics = dict(compute(scored, made.values, truth))  # type: ignore[arg-type]
     if made.log_probabilities is not None:
         wanted = torch.tensor([int(t) for t in truth])  # type: ignore[arg-type]
         metrics["loss"] = float(-made.log_probabilities[torch.arange(len(wanted)), wanted].mean())
