@@ -1,4 +1,4 @@
-"""Few labels, many experts: parameter-efficient transfer with mixtures of frozen adapters (PEMT)."""
+"""Few labels, many experts: transfer with mixtures of frozen adapters (PEMT)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__ = lazy(__name__, {
-    "Base": "pemt.bases",
-    "load_base": "pemt.bases",
-    "PemtError": "pemt.errors",
-    "Expert": "pemt.experts",
-    "ExpertLibrary": "pemt.experts",
-    "PemtConfig": "pemt.model",
-    "PemtModel": "pemt.model",
-    "SourceConfig": "pemt.model",
-    "SourceModel": "pemt.model",
-    "Task": "pemt.tasks",
-    "TrainSettings": "pemt.training",
-    "adapt": "pemt.training",
-    "evaluate": "pemt.training",
-    "predict": "pemt.training",
-    "train_source": "pemt.training",
-})
+__getattr__ = lazy(
+    __name__,
+    {
+        "Base": "pemt.bases",
+        "load_base": "pemt.bases",
+        "PemtError": "pemt.errors",
+        "Expert": "pemt.experts",
+        "ExpertLibrary": "pemt.experts",
+        "PemtConfig": "pemt.model",
+        "PemtModel": "pemt.model",
+        "SourceConfig": "pemt.model",
+        "SourceModel": "pemt.model",
+        "Task": "pemt.tasks",
+        "TrainSettings": "pemt.training",
+        "adapt": "pemt.training",
+        "evaluate": "pemt.training",
+        "predict": "pemt.training",
+        "train_source": "pemt.training",
+    },
+)
 
 __all__ = [
     "Base",

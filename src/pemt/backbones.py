@@ -1,8 +1,8 @@
 """The bases we know, described in one table: where layers, down projections, norms and slots are.
 
 To add a base, add a row; no modeling code is copied. Paths are attribute paths from the model that
-`pemt` loads for the family (`AutoModelForSeq2SeqLM`, `AutoModelForCausalLM`, `AutoModel`), or from a
-layer for the fields that say so.
+`pemt` loads for the family (`AutoModelForSeq2SeqLM`, `AutoModelForCausalLM`, `AutoModel`), or from
+a layer for the fields that say so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Stack:
         name: "encoder" or "decoder".
         layers: path of the ModuleList.
         down: path, from a layer, of the feed-forward down projection (Linear or Conv1D).
-        norms: paths, from a layer, of its norms; one that a layer lacks (or has as Identity) is passed over.
+        norms: paths, from a layer, of its norms; one that a layer lacks (or has as Identity) is
+            passed over.
         outer_norms: paths, from the model, of the norms outside the layers.
     """
 
@@ -186,8 +187,9 @@ def describe(model_type: str) -> Backbone:
     stack = ", ".join(f.name for f in fields(Stack))
     raise BackboneError(
         f"No description of bases of type {model_type!r}",
-        f"known: {', '.join(sorted(BACKBONES))}. To add it, add a row to pemt.backbones.BACKBONES or "
-        f"pass backbone=Backbone(...) with the fields {asked}; each stack is a Stack with {stack}",
+        f"known: {', '.join(sorted(BACKBONES))}. To add it, add a row to pemt.backbones.BACKBONES "
+        f"or pass backbone=Backbone(...) with the fields {asked}; each stack "
+        f"is a Stack with {stack}",
     )
 
 
@@ -228,8 +230,8 @@ def submodule(model: nn.Module, path: str, field: str) -> nn.Module:
     except AttributeError as error:
         raise BackboneError(
             f"{type(model).__name__} has no module {path!r}",
-            f"the table's field {field!r} does not fit this model; load it with pemt.bases.load_base, "
-            f"or correct the row ({error})",
+            f"the table's field {field!r} does not fit this model; load it with "
+            f"pemt.bases.load_base, or correct the row ({error})",
         ) from None
 
 
@@ -240,9 +242,9 @@ def down_widths(down: nn.Module) -> tuple[int, int]:
     weight = getattr(down, "weight", None)
     if type(down).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
         return int(weight.shape[0]), int(weight.shape[1])
-    features = getattr(down, "in_features", None), getattr(down, "out_features", None)
-    if all(isinstance(f, int) for f in features):  # quantised linears keep these names
-        return features  # type: ignore[return-value]
+    hidden, width = getattr(down, "in_features", None), getattr(down, "out_features", None)
+    if isinstance(hidden, int) and isinstance(width, int):  # quantised linears keep these names
+        return hidden, width
     raise BackboneError(
         f"The down projection is a {type(down).__name__}", "a Linear or a Conv1D is expected there"
     )
@@ -312,8 +314,8 @@ def max_positions(config: Any, backbone: Backbone) -> int | None:
 def fingerprint(model: nn.Module, backbone: Backbone) -> str:
     """Identity of a base's weights: equal for copies in float32, bfloat16 and for attached models.
 
-    Hashes the type, the widths, and in bfloat16 the first rows of the input embedding and of every down
-    projection. Wrapped modules are seen through.
+    Hashes the type, the widths, and in bfloat16 the first rows of the input embedding and of every
+    down projection. Wrapped modules are seen through.
 
     Returns:
         64 hexadecimal digits.

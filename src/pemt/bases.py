@@ -17,7 +17,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: the model, its tokenizer, its row of the table, and the name it was asked by."""
+    """A loaded base: model, tokenizer, row of the table, and the name it was asked by."""
 
     model: Any
     tokenizer: Any
@@ -41,8 +41,9 @@ def load_base(
         precision: of the frozen weights; what trains is kept in float32 either way. "auto" takes
             bfloat16 where the hardware multiplies it fast (CPUs with AMX or AVX512-BF16, recent
             GPUs).
-        attention: transformers' implementation. "auto" takes its default, except on a CPU in bfloat16:
-            there eager attention trains twice as fast, and evaluation switches to the fused one.
+        attention: transformers' implementation. "auto" takes its default, except on a CPU in
+            bfloat16: there eager attention trains twice as fast, and evaluation switches to the
+            fused one.
         device: where to put it; by default a GPU where there is one.
         backbone: describes a model type that is not in the table.
 
@@ -81,8 +82,8 @@ def load_base(
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"Cannot read a base from {asked!r}: {error}",
-            f"give one of {', '.join(assets.OFFLINE_BASES)}, a folder with config.json, or a Hub id "
-            "(the Hub must be reachable: see `pemt doctor`)",
+            f"give one of {', '.join(assets.OFFLINE_BASES)}, a folder with config.json, or a Hub "
+            "id (the Hub must be reachable: see `pemt doctor`)",
         ) from None
     backbone = backbone or describe(config.model_type)
     auto = {

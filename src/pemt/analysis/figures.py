@@ -40,7 +40,9 @@ def gate_heat_map(
         for row, values in enumerate(gates.tolist()):
             for column, value in enumerate(values):
                 colour = "black" if value > 0.6 else "white"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+                axes.text(
+                    column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8
+                )
     axes.set_title(title)
     figure.colorbar(image, label="gate weight")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,10 +41,17 @@ class AdapterModel(AdaptedModel):
         """The same adapters and norms that PEMT trains, without prompt and experts."""
         base, config = setting.base, setting.config
         torch.manual_seed(setting.init_seed)
-        model = cls(base.model, outputs=outputs_of(setting.task, base.backbone.family), backbone=base.backbone)
-        model.train_norms()
-        for site in model.sites:
-            adapter = TargetAdapter(site.width, reduction=config.reduction, activation=config.activation)
-            wrapped = SerialAdapter(site.module, adapter.to(model.device), model.slot)
-            model.replace(site.parent, site.attribute, wrapped)
+        model = cls(
+            base.model,
+            outputs=outputs_of(setting.task, base.backbone.family),
+            backbone=base.backbone,
+        )
+        with model.attaching():
+            model.train_norms()
+            for site in model.sites:
+                adapter = TargetAdapter(
+                    site.width, reduction=config.reduction, activation=config.activation
+                )
+                wrapped = SerialAdapter(site.module, adapter.to(model.device), model.slot)
+                model.replace(site.parent, site.attribute, wrapped)
         return model

@@ -26,7 +26,11 @@ class LoraModel(AdaptedModel):
 
         base = setting.base
         torch.manual_seed(setting.init_seed)
-        model = cls(base.model, outputs=outputs_of(setting.task, base.backbone.family), backbone=base.backbone)
+        model = cls(
+            base.model,
+            outputs=outputs_of(setting.task, base.backbone.family),
+            backbone=base.backbone,
+        )
         before = dict(base.model.named_modules())
         targets = linear_layers(base.model, base.backbone)
         kinds = {type(before[t]).__name__ for t in targets}

@@ -16,7 +16,7 @@ from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.tasks import Example
 from pemt.tasks.encoding import Collator, encode_prompts_only
-from pemt.training.evaluating import evaluating, lengths, side_of
+from pemt.training.evaluating import evaluating, lengths, longest_first, side_of
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import outputs_of
 
@@ -45,16 +45,20 @@ def features_of(model: AdaptedModel, setting: Setting, examples: Sequence[Exampl
     settings = TrainSettings(max_source_length=setting.max_source_length)
     tokenizer = setting.base.tokenizer
     encoded = encode_prompts_only(
-        examples, setting.task, tokenizer, model.family, **lengths(model, settings)  # type: ignore[arg-type]
+        examples,
+        setting.task,
+        tokenizer,
+        model.family,
+        **lengths(model, settings),
     )
-    collate = Collator(tokenizer, model.family, side=side_of(model.family))  # type: ignore[arg-type]
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
+    collate = Collator(tokenizer, model.family, side=side_of(model.family))
+    order = longest_first(encoded)
     rows: Array = np.zeros((len(encoded), model.width), dtype=np.float32)
     with evaluating(model):
         for start in range(0, len(order), settings.eval_batch_size):
             chosen = order[start : start + settings.eval_batch_size]
             batch = collate([encoded[i] for i in chosen])
-            ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
             rows[chosen] = model.features(ids, mask).cpu().numpy()
     return rows
 
@@ -116,12 +120,17 @@ class ProbeModel(AdaptedModel):
                 "use lora, adapter or pemt",
             )
         base = setting.base
-        model = cls(base.model, outputs=outputs_of(setting.task, base.backbone.family), backbone=base.backbone)
-        model.probe = best_probe(
-            setting,
-            features_of(model, setting, setting.train),
-            features_of(model, setting, setting.validation),
+        model = cls(
+            base.model,
+            outputs=outputs_of(setting.task, base.backbone.family),
+            backbone=base.backbone,
         )
+        with model.attaching():
+            model.probe = best_probe(
+                setting,
+                features_of(model, setting, setting.train),
+                features_of(model, setting, setting.validation),
+            )
         if model.outputs == 1:
             model._fill_head()
         return model

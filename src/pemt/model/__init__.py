@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 __getattr__ = lazy(
     __name__,
     {
-    "AdaptedModel": "pemt.model.adapted",
-    "AdaptedOutput": "pemt.model.adapted",
-    "PemtConfig": "pemt.model.config",
-    "PemtModel": "pemt.model.pemt",
-    "SourceConfig": "pemt.model.config",
-    "SourceModel": "pemt.model.source",
-    "description_prompt": "pemt.model.description",
-    "random_prompt": "pemt.model.description",
+        "AdaptedModel": "pemt.model.adapted",
+        "AdaptedOutput": "pemt.model.adapted",
+        "PemtConfig": "pemt.model.config",
+        "PemtModel": "pemt.model.pemt",
+        "SourceConfig": "pemt.model.config",
+        "SourceModel": "pemt.model.source",
+        "description_prompt": "pemt.model.description",
+        "random_prompt": "pemt.model.description",
     },
 )
 

@@ -4,12 +4,12 @@ It knows the three families: where the prompt goes, what the loss is, how to gen
 
     encoder-decoder   [prompt, text]            -> decoder -> token cross-entropy
     decoder-only      [prompt, text, answer]               -> token cross-entropy on the answer
-    encoder-only      [first, prompt, rest] -> mean of text -> head -> cross-entropy or squared error
+    encoder-only      [first, prompt, rest] -> mean of text -> head -> cross-entropy, squared error
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from pemt.backbones import (
     Backbone,
+    Family,
     Site,
     describe,
     down_projections,
@@ -49,9 +51,10 @@ class AdaptedOutput(ModelOutput):  # type: ignore[misc]
     """What `forward` returns.
 
     Attributes:
-        loss: cross-entropy or squared error, plus the weighted Task Sparsity Loss; with labels only.
-        logits: `[B, T, V]` (text to text) or `[B, outputs]` (encoder-only), float32 or the base's type.
-            Decoder-only with labels: only the columns that predict labels, the last of the sequence.
+        loss: cross-entropy or squared error, plus the weighted Task Sparsity Loss; with labels.
+        logits: `[B, T, V]` (text to text) or `[B, outputs]` (encoder-only), float32 or the base's
+            type. Decoder-only with labels: only the columns that predict labels, the last of the
+            sequence.
         task_loss: the loss without the Task Sparsity Loss.
         sparsity: the Task Sparsity Loss, mean over layers, unweighted and detached.
         gates: with `output_gates`: `[B, K]` per layer, encoder first.
@@ -109,7 +112,6 @@ class AdaptedModel(nn.Module):
 
     def _check_prompt(self, start: Tensor) -> None:
         if start.ndim != 2 or len(start) == 0 or start.shape[1] != self.width:
-            self.detach()
             raise ConfigError(
                 f"A prompt of shape {tuple(start.shape)}",
                 f"give [P, {self.width}] with at least one row: the base's width",
@@ -126,7 +128,7 @@ class AdaptedModel(nn.Module):
             self.replace(parent, attribute, TrainedNorm(getattr(parent, attribute), self.slot))
 
     def detach(self) -> Any:
-        """Take everything off and return the base, bit for bit what it was. The model is then spent."""
+        """Take everything off and return the base, bit for bit what it was; the model is spent."""
         for parent, attribute, original in reversed(self._replaced):
             setattr(parent, attribute, original)
         self._replaced.clear()
@@ -135,6 +137,15 @@ class AdaptedModel(nn.Module):
         for name, module in self.base.named_modules():
             module.training = self._was_training[name]
         return self.base
+
+    @contextmanager
+    def attaching(self) -> Iterator[None]:
+        """Inside, an error gives the base back as it was before it goes on."""
+        try:
+            yield
+        except BaseException:
+            self.detach()
+            raise
 
     @contextmanager
     def disable(self) -> Iterator[None]:
@@ -159,7 +170,7 @@ class AdaptedModel(nn.Module):
         return device
 
     @property
-    def family(self) -> str:
+    def family(self) -> Family:
         """The base's family."""
         return self.backbone.family
 
@@ -177,7 +188,8 @@ class AdaptedModel(nn.Module):
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise ConfigError(
-                f"The saved parameters do not fit this model: missing {missing[:3]}, unexpected {extra[:3]}",
+                f"The saved parameters do not fit this model: missing {missing[:3]}, "
+                f"unexpected {extra[:3]}",
                 "build the model with the settings it was saved with",
             )
         for name, parameter in own.items():
@@ -190,6 +202,28 @@ class AdaptedModel(nn.Module):
             for name, parameter in own.items():
                 parameter.copy_(state[name])
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """What trains, and nothing frozen: what a plain `transformers.Trainer` writes and reads."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        trained = {prefix + n for n, p in self.named_parameters() if p.requires_grad}
+        for name in [n for n in state if n.startswith(prefix) and n not in trained]:
+            del state[name]
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Copy what `state_dict` gave; with `strict` names must be exactly those."""
+        own = self.trained_state()
+        missing = sorted(own.keys() - state_dict.keys())
+        unexpected = sorted(state_dict.keys() - own.keys())
+        if strict or not (missing or unexpected):
+            self.load_trained_state(dict(state_dict))
+        else:
+            self.load_trained_state({n: state_dict.get(n, value) for n, value in own.items()})
+        return _IncompatibleKeys(missing, unexpected)
+
     def parameter_counts(self) -> tuple[int, int]:
         """(trained, all of the base and what was added, frozen experts included)."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -200,7 +234,8 @@ class AdaptedModel(nn.Module):
         """Print the trained share of the parameters, as PEFT does."""
         trained, total = self.parameter_counts()
         print(
-            f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
+            f"trainable params: {trained:,} || all params: {total:,} || "
+            f"trainable%: {100 * trained / total:.4f}"
         )
 
     def gradient_checkpointing_enable(
@@ -261,7 +296,7 @@ class AdaptedModel(nn.Module):
         """Input embeddings, attention mask and text mask with the prompt in place.
 
         Returns:
-            `[B, P+S, D]`, `[B, P+S]` and `[B, P+S]` (1 at real text tokens, 0 at prompt and padding).
+            `[B, P+S, D]`, `[B, P+S]` and `[B, P+S]` (1 at real text, 0 at prompt and padding).
         """
         mask = (
             torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.long)
@@ -314,8 +349,8 @@ class AdaptedModel(nn.Module):
         Args:
             input_ids: `[B, S]`, without the prompt.
             attention_mask: `[B, S]`, 1 at real tokens; padding may be on either side.
-            labels: `[B, L]` token ids, -100 ignored (encoder-decoder: the answer; decoder-only: L = S);
-                encoder-only: `[B]` class numbers, or scores where the head has one output.
+            labels: `[B, L]` token ids, -100 ignored (encoder-decoder: the answer; decoder-only:
+                L = S); encoder-only: `[B]` class numbers, or scores where the head has one output.
             decoder_input_ids: encoder-decoder only, instead of labels: `[B, L]`.
             output_gates: return the gates.
             fixed_gates: gates `[K]` by layer, instead of the computed ones.
@@ -342,13 +377,12 @@ class AdaptedModel(nn.Module):
         if torch.is_grad_enabled() and output.logits is not None and output.logits.requires_grad:
             output.logits = enter_backward(output.logits, self.slot, context)
         if labels is not None:
-            output.task_loss = self._task_loss(output.logits, labels, num_items_in_batch)
+            task_loss = self._task_loss(output.logits, labels, num_items_in_batch)
             share: Tensor | float = 1.0
             if num_examples_in_batch is not None:
                 share = len(input_ids) / num_examples_in_batch
-            output.loss = combine_loss(
-                output.task_loss, self.sparsity_weight * float(share), context
-            )
+            output.task_loss = task_loss
+            output.loss = combine_loss(task_loss, self.sparsity_weight * float(share), context)
             output.sparsity = mean_sparsity(context)
         if output_gates:
             output.gates = tuple(context.gates[i] for i in sorted(context.gates))
@@ -408,7 +442,10 @@ class AdaptedModel(nn.Module):
             hidden = bridge_summary(hidden, context, reentrant=self._reentrant())
         return hidden
 
-    def _task_loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    def _task_loss(
+        self, logits: Tensor | None, labels: Tensor, items: Tensor | int | None
+    ) -> Tensor:
+        assert logits is not None
         if self.head is not None:
             if self.outputs == 1:
                 losses = (logits.squeeze(-1) - labels.float()).square()
@@ -471,7 +508,7 @@ class AdaptedModel(nn.Module):
     def _generate_uncached(
         self, input_ids: Tensor, embedded: Tensor, mask: Tensor, settings: dict[str, Any]
     ) -> Any:
-        """Decoder-only without a cache: transformers then feeds ids alone, so the prompt goes in there."""
+        """Decoder-only without a cache: transformers feeds ids alone, so the prompt joins them."""
         length = mask.shape[1] - input_ids.shape[1]
         placeholders = input_ids.new_zeros(len(input_ids), length)
 
@@ -493,12 +530,12 @@ class AdaptedModel(nn.Module):
     def label_scores(
         self, input_ids: Tensor, attention_mask: Tensor | None, answers: Sequence[Sequence[int]]
     ) -> Tensor:
-        """Log-probabilities over the labels, `[B, C]`, float32: the head's, or those of the label words.
+        """Log-probabilities over the labels, `[B, C]`, float32: the head's, or the label words'.
 
         Args:
             input_ids: `[B, S]`.
             attention_mask: `[B, S]`.
-            answers: token ids of the C label words, end token included; unused where there is a head.
+            answers: token ids of the C label words, end token included; unused with a head.
         """
         if self.head is not None:
             logits: Tensor = self(input_ids, attention_mask).logits

@@ -57,11 +57,8 @@ class PemtModel(AdaptedModel):
         if not experts or len(set(names)) != len(names):
             raise ConfigError(f"Experts {names}", "give at least one expert, each name once")
         super().__init__(base, outputs=outputs, backbone=backbone)
-        try:
+        with self.attaching():
             self._attach(base, experts, config or PemtConfig(), prompt)
-        except BaseException:
-            self.detach()  # a refused expert leaves the base as it was
-            raise
 
     def _attach(
         self, base: Any, experts: Sequence[Expert], config: PemtConfig, prompt: Tensor
@@ -148,7 +145,7 @@ class PemtModel(AdaptedModel):
         return fused
 
     def parameter_counts(self) -> tuple[int, int]:
-        """(trained, all of the base and what was added, the frozen experts and prompts included)."""
+        """(trained, all of the base and what was added, frozen experts and prompts included)."""
         trained, total = super().parameter_counts()
         frozen = sum(
             t.numel()
@@ -165,7 +162,7 @@ class PemtModel(AdaptedModel):
         """Write the adapted model to a folder, see `pemt.model.storage`."""
         from pemt.model.storage import save_model
 
-        name = base_name or getattr(self.base.config, "_name_or_path", "")
+        name = base_name or str(getattr(self.base.config, "_name_or_path", ""))
         return save_model(
             self, folder, base_name=name, include_experts=include_experts, extra=extra
         )

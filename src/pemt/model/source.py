@@ -40,21 +40,23 @@ class SourceModel(AdaptedModel):
         config = config or SourceConfig()
         if (prompt is None) != (config.prompt == "none"):
             raise ConfigError(
-                f"prompt={'None' if prompt is None else 'given'} with config.prompt={config.prompt!r}",
-                "pass the prompt's first values (pemt.model.description_prompt), or set prompt='none'",
+                f"prompt={'None' if prompt is None else 'given'} with "
+                f"config.prompt={config.prompt!r}",
+                "pass the prompt's first values (pemt.model.description_prompt), or set "
+                "prompt='none'",
             )
         super().__init__(base, outputs=outputs, backbone=backbone)
         self.source_config = config
-        if prompt is not None:
-            self._check_prompt(prompt)
-        self.task_prompt = None if prompt is None else TaskPrompt(prompt.to(base.device))
-        self.branches = nn.ModuleList()
-        for site in self.sites:
-            branch = self._branch(site.hidden, site.width).to(base.device)
-            self.branches.append(branch)
-            self.replace(
-                site.parent, site.attribute, ParallelExpert(site.module, branch, self.slot)
-            )
+        with self.attaching():
+            if prompt is not None:
+                self._check_prompt(prompt)
+            self.task_prompt = None if prompt is None else TaskPrompt(prompt.to(base.device))
+            self.branches = nn.ModuleList()
+            for site in self.sites:
+                branch = self._branch(site.hidden, site.width).to(base.device)
+                self.branches.append(branch)
+                wrapped = ParallelExpert(site.module, branch, self.slot)
+                self.replace(site.parent, site.attribute, wrapped)
 
     def _branch(self, hidden: int, width: int) -> LoraBranch | BottleneckBranch:
         config = self.source_config

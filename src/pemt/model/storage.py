@@ -1,15 +1,14 @@
 """An adapted model on disk: a folder that needs only the base to answer.
 
-    pemt.json           what it is: configuration, base, experts by name and hash, task, file hashes
-    model.safetensors   everything that was trained
-    experts/NAME/       the experts, each a folder that plain PEFT loads (unless left out)
+pemt.json           what it is: configuration, base, experts by name and hash, task, file hashes
+model.safetensors   everything that was trained
+experts/NAME/       the experts, each a folder that plain PEFT loads (unless left out)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -49,7 +48,9 @@ def save_model(
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder} is not empty and holds no adapted model", "give another folder")
+        raise ConfigError(
+            f"{folder} is not empty and holds no adapted model", "give another folder"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -76,16 +77,27 @@ def save_model(
         }
         (fresh / CONFIG).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
         fresh.chmod(0o755)
-        old = None
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-            os.replace(folder, old / "model")
-        os.replace(fresh, folder)
-        if old is not None:
-            shutil.rmtree(old)
+        _swap(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Put `fresh` in the place of `folder`; if that fails, what was there stays."""
+    if not folder.exists():
+        fresh.replace(folder)
+        return
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+    try:
+        folder.replace(aside / "model")
+        try:
+            fresh.replace(folder)
+        except BaseException:
+            (aside / "model").replace(folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _as_named(expert: Expert) -> Expert:
@@ -140,7 +152,9 @@ def load_model(
     described = read_description(folder)
     for name, wanted in described["files"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != wanted:
-            raise ConfigError(f"{folder / name} is missing or altered", "copy the folder again, or adapt again")
+            raise ConfigError(
+                f"{folder / name} is missing or altered", "copy the folder again, or adapt again"
+            )
     experts = []
     for entry in described["experts"]:
         inside = folder / EXPERTS / entry["name"]
@@ -150,7 +164,8 @@ def load_model(
             expert = library.load(entry["name"])
         else:
             raise ExpertError(
-                f"Expert {entry['name']!r} is not in {folder / EXPERTS}", "pass the library it is in"
+                f"Expert {entry['name']!r} is not in {folder / EXPERTS}",
+                "pass the library it is in",
             )
         if expert.info.content_hash != entry["content_hash"]:
             raise ExpertError(

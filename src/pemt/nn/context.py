@@ -1,12 +1,12 @@
 """What one forward pass tells every layer, and how the layers' loss gets back to them.
 
-The wrapped layers sit deep inside a base model whose code we do not touch, so what they need to know
-(where the prompt is, which tokens count, the gates of this sequence) cannot be an argument. It is a
-`ForwardContext`, held by a `Slot` that all layers of one model share.
+The wrapped layers sit deep inside a base model whose code we do not touch, so what they need to
+know (where the prompt is, which tokens count, the gates of this sequence) cannot be an argument.
+It is a `ForwardContext`, held by a `Slot` that all layers of one model share.
 
-The Task Sparsity Loss is made inside the layers but belongs to the loss at the end. A list that layers
-append to would be filled twice by gradient checkpointing and, in its re-entrant mode, hold tensors
-without a graph. So the loss travels with the graph instead:
+The Task Sparsity Loss is made inside the layers but belongs to the loss at the end. A list that
+layers append to would be filled twice by gradient checkpointing and, in its re-entrant mode, hold
+tensors without a graph. So the loss travels with the graph instead:
 
     layer:   y' = attach_sparsity(y, tsl)      forward: y; remembers the number tsl
     end:     loss = combine_loss(ce, weight)   forward: ce + weight * mean of the numbers
@@ -35,8 +35,8 @@ class ForwardContext:
     Attributes:
         prompt_start: index of the first prompt position in the prompted sequence.
         prompt_length: P.
-        token_weights: per stack ("encoder" or "decoder") the `[B, T]` 0/1 weights of the tokens that
-            the Task Sparsity Loss averages over; None means every position.
+        token_weights: per stack ("encoder" or "decoder") the `[B, T]` 0/1 weights of the tokens
+            that the Task Sparsity Loss averages over; None means every position.
         sparsity: whether layers compute the loss at all.
         summary: `[B, D]` gate input of the decoder layers of an encoder-decoder.
         task_summary: `[B, D]` gate input of every layer under task-level gates (rows are equal).
@@ -91,7 +91,7 @@ class _EnterBackward(torch.autograd.Function):
         return logits.view_as(logits)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         ctx.slot.replay(ctx.context)
         return gradient, None, None
 
@@ -104,7 +104,7 @@ class _AttachSparsity(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         return gradient, ctx.context.sparsity_gradient, None, None
 
 
@@ -117,7 +117,7 @@ class _CombineLoss(torch.autograd.Function):
         return loss + weight * sparsity.to(loss.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.context.sparsity_gradient = gradient.float() * (ctx.weight / ctx.layers)
         return gradient, None, None, None
 
@@ -129,7 +129,7 @@ class _BridgeSummary(torch.autograd.Function):
         return hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if ctx.leaf.grad is not None:
             start, length = ctx.context.prompt_start, ctx.context.prompt_length
             gradient = gradient.clone()
@@ -138,31 +138,33 @@ class _BridgeSummary(torch.autograd.Function):
         return gradient, None, None
 
 
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)  # torch leaves `apply` untyped
+    return result
+
+
 def enter_backward(logits: Tensor, slot: Slot, context: ForwardContext) -> Tensor:
     """Identity whose backward tells `slot` which forward pass is being differentiated."""
-    entered: Tensor = _EnterBackward.apply(logits, slot, context)  # type: ignore[no-untyped-call]
-    return entered
+    return _apply(_EnterBackward, logits, slot, context)
 
 
 def attach_sparsity(y: Tensor, loss: Tensor, context: ForwardContext, index: int) -> Tensor:
     """Identity in `y`; ties the scalar `loss` of layer `index` to y's place in the graph."""
-    attached: Tensor = _AttachSparsity.apply(y, loss, context, index)  # type: ignore[no-untyped-call]
-    return attached
+    return _apply(_AttachSparsity, y, loss, context, index)
 
 
 def mean_sparsity(context: ForwardContext) -> Tensor | None:
-    """Mean over layers of the detached Task Sparsity Loss, scalar; None where it was not computed."""
+    """Mean over layers of the detached Task Sparsity Loss, scalar; None without one."""
     values = list(context.sparsity_values.values())
     return torch.stack(values).mean() if values else None
 
 
 def combine_loss(loss: Tensor, weight: float, context: ForwardContext) -> Tensor:
-    """`loss + weight * (mean over layers of the Task Sparsity Loss)`, scalar (METHOD.md, stage 2)."""
+    """`loss + weight * (mean over layers of the sparsity loss)`, scalar (METHOD.md, stage 2)."""
     sparsity = mean_sparsity(context)
     if sparsity is None:
         return loss
-    combined: Tensor = _CombineLoss.apply(loss, sparsity, weight, context)  # type: ignore[no-untyped-call]
-    return combined
+    return _apply(_CombineLoss, loss, sparsity, weight, context)
 
 
 def bridge_summary(
@@ -174,9 +176,10 @@ def bridge_summary(
 ) -> Tensor:
     """Set a gate input that layers read from the context to the prompt positions' mean of `hidden`.
 
-    Re-entrant checkpointing differentiates each layer on its own, so a tensor of the outer graph that
-    reaches a layer outside its arguments would be differentiated once per layer. Then the summary is
-    handed over as a leaf, and its gradient joins that of `hidden` once all readers are done.
+    Re-entrant checkpointing differentiates each layer on its own, so a tensor of the outer graph
+    that reaches a layer outside its arguments would be differentiated once per layer. Then the
+    summary is handed over as a leaf, and its gradient joins that of `hidden` once all readers are
+    done.
 
     Args:
         hidden: the encoder's final output ("summary") or the input embeddings ("task_summary"),
@@ -192,6 +195,6 @@ def bridge_summary(
     summary = prompt_mean(hidden, start, length)
     if reentrant and summary.requires_grad:
         summary = summary.detach().requires_grad_()
-        hidden = _BridgeSummary.apply(hidden, summary, context)  # type: ignore[no-untyped-call]
+        hidden = _apply(_BridgeSummary, hidden, summary, context)
     setattr(context, field, summary)
     return hidden

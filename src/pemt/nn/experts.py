@@ -4,8 +4,8 @@
                 |                                       |
                 +--> A_cat -> z [B,T,C] -> g (x) z -> B_cat      C = sum of the experts' ranks
 
-Stage 1 trains one branch. Stage 2 stacks K frozen ones, so that any number of experts costs two matrix
-products, and neither the mixture nor the loss ever builds an expert's output `[B,T,D]`.
+Stage 1 trains one branch. Stage 2 stacks K frozen ones, so that any number of experts costs two
+matrix products, and neither the mixture nor the loss ever builds an expert's output `[B,T,D]`.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class BottleneckBranch(nn.Module):
 
 @dataclass(frozen=True)
 class _Group:
-    """Experts of one kind and rank, adjacent in the stack: `members` counts, `rank` columns each."""
+    """Experts of one kind and rank, adjacent in the stack: `members`, `rank` columns each."""
 
     members: tuple[int, ...]
     rank: int
@@ -142,6 +142,9 @@ class ExpertBank(nn.Module):
     B: Tensor
     a: Tensor | None
     b: Tensor | None
+    order: Tensor
+    inverse: Tensor
+    repeats: Tensor
 
     def __init__(
         self, experts: Sequence[ExpertTensors], *, dtype: torch.dtype | None = None
@@ -223,17 +226,17 @@ class ExpertBank(nn.Module):
     def _columns_of(self, gates: Tensor) -> Tensor:
         """Each expert's gate on each of its columns: `[B, K]` -> `[B, C]`."""
         if not self.sorted:
-            gates = gates.index_select(-1, self.order)  # type: ignore[arg-type]
+            gates = gates.index_select(-1, self.order)
         if len(self.groups) == 1:  # one rank: a plain view, no data-dependent size
             rank = self.groups[0].rank
             return gates.unsqueeze(-1).expand(*gates.shape, rank).reshape(*gates.shape[:-1], -1)
-        return gates.repeat_interleave(self.repeats, -1, output_size=self.columns)  # type: ignore[arg-type]
+        return gates.repeat_interleave(self.repeats, -1, output_size=self.columns)
 
     def mix(self, z: Tensor, gates: Tensor) -> Tensor:
         """`sum_k g_k e_k` without any e_k: z `[B, T, C]`, gates `[B, K]` -> `[B, T, D]`."""
         mixed = F.linear(z * self._columns_of(gates).to(z.dtype).unsqueeze(-2), self.B)
         if self.b is not None:
-            ordered = gates if self.sorted else gates.index_select(-1, self.order)  # type: ignore[arg-type]
+            ordered = gates if self.sorted else gates.index_select(-1, self.order)
             mixed = mixed + (ordered.to(z.dtype) @ self.b).unsqueeze(-2)
         return mixed
 
@@ -247,8 +250,8 @@ class ExpertBank(nn.Module):
         dots, squares = [], []
         for i, group in enumerate(self.groups):
             n, rank = len(group.members), group.rank
-            zg = z[..., group.start : group.stop].unflatten(-1, (n, rank)).float()
-            pg = projected[..., group.start : group.stop].unflatten(-1, (n, rank)).float()
+            zg = z[..., group.start : group.stop].reshape(*z.shape[:-1], n, rank).float()
+            pg = projected[..., group.start : group.stop].reshape(zg.shape).float()
             gram = getattr(self, f"gram{i}")
             # [tokens, n, R] x [n, R, R], batched over experts
             flat = zg.reshape(-1, n, rank).transpose(0, 1)  # [n, tokens, R]
@@ -267,7 +270,7 @@ class ExpertBank(nn.Module):
             dot = dot + (y @ self.b.T).float()
         norm_y = y.float().square().sum(-1, keepdim=True).clamp_min(eps * eps).sqrt()
         cosines = dot / (norm_y * square.clamp_min(eps * eps).sqrt())
-        return cosines if self.sorted else cosines.index_select(-1, self.inverse)  # type: ignore[arg-type]
+        return cosines if self.sorted else cosines.index_select(-1, self.inverse)
 
 
 def _or_zeros(value: Tensor | None, size: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The gate: one weight vector over the experts per layer and example (METHOD.md; paper section 3.3)."""
+"""The gate: one weight vector over the experts per layer and example (paper section 3.3)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class MixtureLayer(nn.Module):
         return weight
 
     def gates(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """The gates of this pass, `[B, K]`: given, reused, or computed from the prompt positions."""
+        """The gates of this pass, `[B, K]`: given, reused, or computed from the prompt."""
         rows = x.shape[0]
         fixed = context.fixed_gates.get(self.index)
         if fixed is not None:

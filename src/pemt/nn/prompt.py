@@ -93,7 +93,7 @@ class CorrelationPrompt(nn.Module):
 
     def forward(self) -> Tensor:
         """The fused prompt, `[P, D]`, float32."""
-        target = self.target()
+        target: Tensor = self.target()
         if self.fusion != "live" or self.count == 0:
             return target
         return target + self.attend(target)

@@ -18,8 +18,8 @@ def task_sparsity(
         gates: `[B, K]`.
         cosines: cos(y, e_k) of every token, `[B, T, K]`, float32.
         weights: `[B, T]`, 1 for tokens that count and 0 for the others; None counts all.
-        averaging: "example": per example, then the mean; "batch": the released code's product of the
-            batch means of gates and cosines.
+        averaging: "example": per example, then the mean; "batch": the released code's product of
+            the batch means of gates and cosines.
 
     Returns:
         A scalar, float32. Examples without a token that counts contribute a cosine of 0.

@@ -9,24 +9,24 @@ from pemt._lazy import lazy
 if TYPE_CHECKING:
     from pemt.training.adapting import AdaptResult, adapt
     from pemt.training.comparing import Cell, compare
-    from pemt.training.evaluating import Answers, Predictions, evaluate, predict
-    from pemt.training.settings import TrainSettings
+    from pemt.training.evaluating import Predictions, evaluate, predict
+    from pemt.training.settings import Answers, TrainSettings
     from pemt.training.sourcing import SourceResult, train_source
 
 __getattr__ = lazy(
     __name__,
     {
-    "AdaptResult": "pemt.training.adapting",
-    "Answers": "pemt.training.evaluating",
-    "Cell": "pemt.training.comparing",
-    "Predictions": "pemt.training.evaluating",
-    "SourceResult": "pemt.training.sourcing",
-    "TrainSettings": "pemt.training.settings",
-    "adapt": "pemt.training.adapting",
-    "compare": "pemt.training.comparing",
-    "evaluate": "pemt.training.evaluating",
-    "predict": "pemt.training.evaluating",
-    "train_source": "pemt.training.sourcing",
+        "AdaptResult": "pemt.training.adapting",
+        "Answers": "pemt.training.settings",
+        "Cell": "pemt.training.comparing",
+        "Predictions": "pemt.training.evaluating",
+        "SourceResult": "pemt.training.sourcing",
+        "TrainSettings": "pemt.training.settings",
+        "adapt": "pemt.training.adapting",
+        "compare": "pemt.training.comparing",
+        "evaluate": "pemt.training.evaluating",
+        "predict": "pemt.training.evaluating",
+        "train_source": "pemt.training.sourcing",
     },
 )
 

@@ -65,7 +65,9 @@ class AdaptResult:
         return predict(self.model, self.task, self.base.tokenizer, examples, self.settings).texts
 
 
-def compatible_experts(base: Base, library: ExpertLibrary, names: Sequence[str] | None) -> list[Expert]:
+def compatible_experts(
+    base: Base, library: ExpertLibrary, names: Sequence[str] | None
+) -> list[Expert]:
     """Load experts and refuse those made for another base, width or tokenizer.
 
     Raises:
@@ -92,9 +94,13 @@ def compatible_experts(base: Base, library: ExpertLibrary, names: Sequence[str] 
 
 
 def target_rows(
-    task: Task, *, shots: int | None, data_seed: int, validation: Literal["shots", "full"] = "shots",
+    task: Task,
+    *,
+    shots: int | None,
+    data_seed: int,
+    validation: Literal["shots", "full"] = "shots",
     data_dir: Path | None = None,
-) -> FewShot:  # fmt: skip
+) -> FewShot:
     """Rows of a target task: a few-shot draw, or the full splits where `shots` is None."""
     splits = official_splits(task, load_examples(task, data_dir=data_dir))
     if shots is not None:
@@ -156,41 +162,39 @@ def adapt(
         task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
     )
     config = config or PemtConfig()
-    settings = settings or TrainSettings()
+    chosen = settings or TrainSettings()
     own = chosen_method.learning_rates[base.backbone.family]
-    learning_rates = learning_rates or [settings.learning_rate or own]
+    learning_rates = learning_rates or [chosen.learning_rate or own]
     test = _some(rows.test, test_rows)
 
     def build() -> tuple[AdaptedModel, dict[str, Any]]:
         setting = Setting(
             base=base, task=task, experts=experts, train=rows.train, validation=rows.validation,
-            config=config, init_seed=settings.init_seed, max_source_length=settings.max_source_length,
+            config=config, init_seed=chosen.init_seed,
+            max_source_length=chosen.max_source_length,
         )  # fmt: skip
         return chosen_method.build(setting), setting.notes
 
     model, notes = build()
     fitted: Fit | None = None
-    try:
-        if chosen_method.trains:
-            model, fitted, settings = _train(
-                build, model, task, base, rows, settings, learning_rates, folder, progress
-            )
-        metrics, predictions = evaluate(
-            model, task, base.tokenizer, test, settings, progress=progress
+    if chosen_method.trains:
+        model, fitted, chosen = _train(
+            build, model, task, base, rows, chosen, learning_rates, folder, progress
         )
-        gates = mean_gates(model, task, base, test[:256], settings)
-    except BaseException:
-        model.detach()
-        raise
-    result = AdaptResult(
-        model=model, base=base, task=task, metrics=metrics,
-        validation=None if fitted is None else fitted.best, gates=gates,
-        experts=model.expert_names if isinstance(model, PemtModel) else [],
-        predictions=predictions, manifest=rows.manifest, fit=fitted,
-        parameters=model.parameter_counts(), settings=settings, notes=notes,
-    )  # fmt: skip
-    if folder is not None:
-        _write(result, folder, method=method, config=config, test=test)
+    with model.attaching():
+        metrics, predictions = evaluate(
+            model, task, base.tokenizer, test, chosen, progress=progress
+        )
+        result = AdaptResult(
+            model=model, base=base, task=task, metrics=metrics,
+            validation=None if fitted is None else fitted.best,
+            gates=mean_gates(model, task, base, test[:256], chosen),
+            experts=model.expert_names if isinstance(model, PemtModel) else [],
+            predictions=predictions, manifest=rows.manifest, fit=fitted,
+            parameters=model.parameter_counts(), settings=chosen, notes=notes,
+        )  # fmt: skip
+        if folder is not None:
+            _write(result, folder, method=method, config=config, test=test)
     return result
 
 
@@ -205,11 +209,14 @@ def _train(
             model.detach()
             model, _ = build()
         tried = settings.changed(learning_rate=rate)
-        place = folder / f"lr-{rate:g}" if folder is not None and len(learning_rates) > 1 else folder
-        fitted = fit(
-            model, task, base.tokenizer, rows.train, rows.validation, tried,
-            folder=place, progress=progress,
-        )  # fmt: skip
+        place = (
+            folder / f"lr-{rate:g}" if folder is not None and len(learning_rates) > 1 else folder
+        )
+        with model.attaching():
+            fitted = fit(
+                model, task, base.tokenizer, rows.train, rows.validation, tried,
+                folder=place, progress=progress,
+            )  # fmt: skip
         kept = min(
             (h for h in fitted.history if h["step"] == fitted.best_step),
             key=lambda h: h["loss"], default={"loss": 0.0},
@@ -225,15 +232,23 @@ def _train(
 
 @torch.no_grad()
 def mean_gates(
-    model: AdaptedModel, task: Task, base: Base, examples: Sequence[Example], settings: TrainSettings
+    model: AdaptedModel,
+    task: Task,
+    base: Base,
+    examples: Sequence[Example],
+    settings: TrainSettings,
 ) -> torch.Tensor | None:
     """Mean gates over examples, `[layers, K]`; None for a model without gates."""
     if not isinstance(model, PemtModel) or not examples:
         return None
     encoded = encode_prompts_only(
-        examples, task, base.tokenizer, model.family, **lengths(model, settings)  # type: ignore[arg-type]
+        examples,
+        task,
+        base.tokenizer,
+        model.family,
+        **lengths(model, settings),
     )
-    collate = Collator(base.tokenizer, model.family, side=side_of(model.family))  # type: ignore[arg-type]
+    collate = Collator(base.tokenizer, model.family, side=side_of(model.family))
     total = torch.zeros(len(model.mixtures), len(model.experts))
     with evaluating(model):
         for start in range(0, len(encoded), settings.eval_batch_size):

@@ -32,7 +32,7 @@ class Cell:
         data_seed: of the draw.
         metrics: on the test rows.
         validation: of the main metric.
-        learning_rate: chosen.
+        learning_rate: chosen; None where nothing trains by gradient.
         trained: parameters that trained.
         seconds: building, training and evaluating.
         gates: mean gate per expert over layers, by name; None for methods without gates.
@@ -45,7 +45,7 @@ class Cell:
     data_seed: int
     metrics: dict[str, float]
     validation: float | None
-    learning_rate: float
+    learning_rate: float | None
     trained: int
     seconds: float
     gates: dict[str, float] | None = None
@@ -99,8 +99,8 @@ def compare(
         if folder is not None:
             key = {
                 "base": base.name, "task": task.name, "version": task.version, "method": method,
-                "shots": shots, "validation": validation, "seed": seed, "rates": list(rates), "settings": settings.to_dict(),
-                "config": config.to_dict(), "test_rows": test_rows,
+                "shots": shots, "validation": validation, "seed": seed, "rates": list(rates),
+                "settings": settings.to_dict(), "config": config.to_dict(), "test_rows": test_rows,
                 "experts": [e.info.content_hash for e in experts] if chosen.transfers else [],
             }  # fmt: skip
             mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

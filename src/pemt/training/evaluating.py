@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from pemt.backbones import max_positions
-from pemt.errors import ConfigError
+from pemt.backbones import Family, max_positions
+from pemt.errors import ConfigError, DataError
 from pemt.model import AdaptedModel
 from pemt.tasks import Example, Task
-from pemt.tasks.encoding import Collator, encode_prompts_only, label_word_ids
+from pemt.tasks.encoding import Collator, Encoded, encode_prompts_only, label_word_ids
 from pemt.tasks.metrics import compute, parse_answer
 from pemt.training.settings import Answers, TrainSettings
 
@@ -39,7 +39,7 @@ class Predictions:
         return sum(v is None for v in self.values)
 
 
-def side_of(family: str) -> Any:
+def side_of(family: Family) -> Literal["left", "right"]:
     """Where the padding of a family goes: decoder-only texts end where their answers begin."""
     return "left" if family == "decoder-only" else "right"
 
@@ -60,7 +60,8 @@ def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
             room -= settings.max_target_length
         if room < 8:
             raise ConfigError(
-                f"A prompt of {taken} tokens on a base of {limit} positions", "shorten the description"
+                f"A prompt of {taken} tokens on a base of {limit} positions",
+                "shorten the description",
             )
         source = min(source, room)
     return {
@@ -71,12 +72,19 @@ def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
     }
 
 
+def longest_first(encoded: Sequence[Encoded]) -> list[int]:
+    """Indices of encoded rows, longest text first: batches of similar length waste no padding."""
+    return sorted(
+        range(len(encoded)), key=lambda i: -len(cast("list[int]", encoded[i]["input_ids"]))
+    )
+
+
 @contextlib.contextmanager
 def evaluating(model: AdaptedModel) -> Iterator[None]:
     """Evaluation mode with the fastest attention; modes are put back afterwards.
 
-    On a CPU in bfloat16 training wants eager attention, because the backward pass of the fused one is
-    several times slower; evaluation wants the fused one.
+    On a CPU in bfloat16 training wants eager attention, because the backward pass of the fused one
+    is several times slower; evaluation wants the fused one.
     """
     training = model.training
     before = getattr(model.base.config, "_attn_implementation", None)
@@ -93,13 +101,14 @@ def evaluating(model: AdaptedModel) -> Iterator[None]:
         model.train(training)
 
 
-def answers_of(task: Task, family: str, answers: Answers) -> Answers:
-    """How answers are read: heads classify; label words are ranked or generated; the rest generated."""
+def answers_of(task: Task, family: Family, answers: Answers) -> Answers:
+    """How answers are read: by a head, by ranking label words, or generated."""
     if family == "encoder-only":
         return "rank"
     if answers == "rank" and task.kind != "classification":
         raise ConfigError(
-            f"answers='rank' on the {task.kind} task {task.name!r}", "rank needs label words: generate"
+            f"answers='rank' on the {task.kind} task {task.name!r}",
+            "rank needs label words: generate",
         )
     if answers == "auto":
         return "rank" if task.kind == "classification" else "generate"
@@ -133,11 +142,13 @@ def predict(
     """
     settings = settings or TrainSettings()
     how = answers_of(task, model.family, settings.answers)
-    encoded = encode_prompts_only(examples, task, tokenizer, model.family, **lengths(model, settings))  # type: ignore[arg-type]
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
-    collate = Collator(tokenizer, model.family, side=side_of(model.family))  # type: ignore[arg-type]
+    encoded = encode_prompts_only(
+        examples, task, tokenizer, model.family, **lengths(model, settings)
+    )
+    order = longest_first(encoded)
+    collate = Collator(tokenizer, model.family, side=side_of(model.family))
     words = (
-        label_word_ids(task, tokenizer, model.family)  # type: ignore[arg-type]
+        label_word_ids(task, tokenizer, model.family)
         if how == "rank" and model.head is None
         else []
     )
@@ -149,18 +160,24 @@ def predict(
         for start in _bar(starts, "answering", progress):
             rows = order[start : start + settings.eval_batch_size]
             batch = collate([encoded[i] for i in rows])
-            ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
             if how == "generate":
                 made = model.generate(
                     ids, mask, max_new_tokens=settings.max_target_length, do_sample=False,
                     pad_token_id=tokenizer.pad_token_id,
                 )  # fmt: skip
-                for i, text in zip(rows, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
+                for i, text in zip(
+                    rows, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True
+                ):
                     texts[i] = text.strip()
-                    values[i] = text.strip() if task.kind == "generation" else parse_answer(task, text)
+                    values[i] = (
+                        text.strip() if task.kind == "generation" else parse_answer(task, text)
+                    )
                 continue
             if model.outputs == 1:
-                for i, value in zip(rows, model(ids, mask).logits.squeeze(-1).tolist(), strict=True):
+                for i, value in zip(
+                    rows, model(ids, mask).logits.squeeze(-1).tolist(), strict=True
+                ):
                     values[i], texts[i] = value, f"{value:.2f}"
                 continue
             logs = model.label_scores(ids, mask, words).float().cpu()
@@ -188,19 +205,31 @@ def evaluate(
         scored or scores predicted, and "n"), and the answers.
     """
     made = predict(model, task, tokenizer, examples, settings, progress=progress)
-    truth = [e.target if task.kind == "generation" else e.label for e in examples]
+    truth = [_truth(task, e) for e in examples]
     scored = task
     if task.kind == "classification" and "balanced_accuracy" not in task.metrics:
         # accuracy says little where one class is most of the rows
         scored = replace(task, metrics=(*task.metrics, "balanced_accuracy"))
-    metrics = dict(compute(scored, made.values, truth))  # type: ignore[arg-type]
+    metrics = dict(compute(scored, made.values, truth))
     if made.log_probabilities is not None:
-        wanted = torch.tensor([int(t) for t in truth])  # type: ignore[arg-type]
+        wanted = torch.tensor([int(t) for t in truth])
         metrics["loss"] = float(-made.log_probabilities[torch.arange(len(wanted)), wanted].mean())
     elif model.outputs == 1:
-        metrics["loss"] = sum((v - t) ** 2 for v, t in zip(made.values, truth, strict=True)) / len(truth)  # type: ignore[operator]
+        squares = [(v - float(t)) ** 2 for v, t in zip(made.values, truth, strict=True)]
+        metrics["loss"] = sum(squares) / len(squares)
     metrics["n"] = float(len(truth))
     return metrics, made
+
+
+def _truth(task: Task, example: Example) -> int | float | str:
+    if task.kind == "generation":
+        return example.target
+    if example.label is None:
+        raise DataError(
+            f"The example {example.id} of task {task.name!r} has no label",
+            "score labelled rows, or call predict",
+        )
+    return example.label
 
 
 def _bar(items: Any, what: str, show: bool) -> Any:

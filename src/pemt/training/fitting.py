@@ -1,8 +1,10 @@
-"""One training run of any model on encoded rows: the part that both stages and every method share."""
+"""One training run of any model on rows: the part that both stages and every method share."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -16,11 +18,12 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from pemt.errors import DataError
+from pemt.errors import DataError, TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, encode
 from pemt.training.evaluating import evaluate, lengths, side_of
+from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
 from pemt.training.trainer import BestState, PemtTrainer
 
@@ -73,7 +76,7 @@ def fit(
     """
     if not train:
         raise DataError(f"No training rows for task {task.name!r}", "give at least one")
-    rows = encode(train, task, tokenizer, model.family, **lengths(model, settings))  # type: ignore[arg-type]
+    rows = encode(train, task, tokenizer, model.family, **lengths(model, settings))
     per_epoch = math.ceil(len(rows) / (settings.batch_size * settings.accumulation))
     total = settings.max_steps if settings.max_steps > 0 else math.ceil(per_epoch * settings.epochs)
     every = max(1, math.ceil(total / settings.evaluations))
@@ -128,13 +131,15 @@ def fit(
             args=args,
             train_dataset=rows,
             eval_dataset=rows if validation else None,
-            data_collator=Collator(tokenizer, model.family, side=side_of(model.family)),  # type: ignore[arg-type]
+            data_collator=Collator(tokenizer, model.family, side=side_of(model.family)),
             score=lambda: evaluate(model, task, tokenizer, validation, settings)[0],
             callbacks=[best],
         )
         if not progress:
             _drop_printer(trainer)
         checkpoint = get_last_checkpoint(place) if keep else None
+        if keep:
+            _same_run(Path(place), _identity(model, task, train, validation, settings), checkpoint)
         if checkpoint is not None:
             best.resume()
         started = time.perf_counter()
@@ -148,6 +153,49 @@ def fit(
             shutil.rmtree(old)
     value = best.best[0] if best.best is not None else None
     return Fit(best.step if best.step >= 0 else steps, value, steps, seconds, best.history)
+
+
+def _identity(
+    model: AdaptedModel,
+    task: Task,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    settings: TrainSettings,
+) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be a part of this run."""
+    return {
+        "task": [task.name, task.version],
+        "train": fingerprint_of(train),
+        "validation": fingerprint_of(validation),
+        "settings": settings.to_dict(),
+        "trained": {n: list(p.shape) for n, p in sorted(model.trained_state().items())},
+    }
+
+
+def fingerprint_of(examples: Sequence[Example]) -> str:
+    """Identity of rows: sha256 over ids, texts and targets."""
+    digest = hashlib.sha256()
+    for e in examples:
+        digest.update(f"{e.id}\x1f{e.text}\x1f{e.target}\x1e".encode())
+    return digest.hexdigest()
+
+
+def _same_run(folder: Path, identity: dict[str, Any], checkpoint: str | None) -> None:
+    """Write what this run is; refuse to go on with a checkpoint of another.
+
+    Raises:
+        TrainingError: the checkpoint there was made with other settings, rows or parameters.
+    """
+    path = folder / "identity.json"
+    if checkpoint is not None and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [k for k in identity if before.get(k) != identity[k]]
+        if changed:
+            raise TrainingError(
+                f"{folder} holds a checkpoint of a run with other {' and '.join(changed)}",
+                "give another folder, remove this one, or run with the settings it began with",
+            )
+    write_json(path, identity)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "pemt", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "scikit-learn",
+    "pemt", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors",
+    "scikit-learn",
 )  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout this package runs from and whether it was changed; None outside one."""
+    """Commit of the checkout this package runs from, and whether it was changed; else None."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

@@ -15,8 +15,8 @@ class TrainSettings:
     """Settings of one training run.
 
     Attributes:
-        learning_rate: peak; it decays linearly to 0 (METHOD.md, protocol). None takes the default of
-            the method and family.
+        learning_rate: peak; it decays linearly to 0 (METHOD.md, protocol). None takes the default
+            of the method and family.
         batch_size: examples per optimiser step and process, before accumulation.
         epochs: passes over the training rows.
         max_steps: optimiser steps; above 0 it replaces `epochs`.
@@ -64,7 +64,9 @@ class TrainSettings:
                 raise ConfigError(f"{name}={getattr(self, name)}", "give a number above 0")
         for name in ("batch_size", "accumulation", "evaluations", "eval_batch_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}", "give a whole number of at least 1")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}", "give a whole number of at least 1"
+                )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout}", "give 0 or more, below 1")
         if self.patience is not None and self.patience < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +20,7 @@ from pemt.model.description import description_ids
 from pemt.tasks import Example, Task, load_examples, official_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
 from pemt.training.evaluating import evaluate
-from pemt.training.fitting import Fit, fit
+from pemt.training.fitting import Fit, fingerprint_of, fit
 from pemt.training.record import run_record, versions, write_json
 from pemt.training.settings import TrainSettings
 
@@ -68,14 +67,6 @@ def start_prompt(base: Base, task: Task, kind: str, *, seed: int = 0) -> torch.T
         width = base.model.get_input_embeddings().weight.shape[1]
         return random_prompt(rows, width, seed=seed)
     return description_prompt(base.model, base.tokenizer, task.description)
-
-
-def data_fingerprint(examples: Sequence[Example]) -> str:
-    """Identity of training rows: sha256 over ids, texts and targets."""
-    digest = hashlib.sha256()
-    for e in examples:
-        digest.update(f"{e.id}\x1f{e.text}\x1f{e.target}\x1e".encode())
-    return digest.hexdigest()
 
 
 def some(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
@@ -152,18 +143,26 @@ def train_source(
     )
     try:
         fitted = fit(
-            model, task, base.tokenizer, train, validation, settings, folder=folder, progress=progress
+            model,
+            task,
+            base.tokenizer,
+            train,
+            validation,
+            settings,
+            folder=folder,
+            progress=progress,
         )
         metrics, _ = evaluate(model, task, base.tokenizer, test, settings, progress=progress)
         site = model.sites[0]
         info = ExpertInfo(
             name=name, kind=config.kind, task=task.name, task_version=task.version,
             description=task.description, label_words=tuple(task.labels), base=base.name,
-            base_family=base.backbone.family, base_fingerprint=fingerprint(base.model, base.backbone),
+            base_family=base.backbone.family,
+            base_fingerprint=fingerprint(base.model, base.backbone),
             tokenizer_fingerprint=tokenizer_fingerprint(base.tokenizer), width=site.width,
             hidden=site.hidden, rank=config.rank, alpha=config.alpha,
             fan_in_fan_out=type(model.sites[0].module.down).__name__ == "Conv1D",
-            data_fingerprint=data_fingerprint(train),
+            data_fingerprint=fingerprint_of(train),
             settings={"source": config.to_dict(), "train": settings.to_dict(), "rows": len(train),
                       "data_seed": data_seed, "best_step": fitted.best_step},
             metrics={"test": metrics, "validation": fitted.best}, versions=versions(),

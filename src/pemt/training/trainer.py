@@ -21,12 +21,15 @@ TRAINED = "trained.safetensors"
 
 
 class PemtTrainer(Trainer):  # type: ignore[misc]
-    """Checkpoints hold the trained parameters alone; accumulation is exact; a bad loss stops the run.
+    """Checkpoints hold the trained parameters alone; accumulation is exact; a bad loss stops it.
 
     Args:
         score: called at evaluation; returns metrics, "loss" among them where there is one.
         **kwargs: of transformers' Trainer.
     """
+
+    control: Any
+    state: Any
 
     def __init__(self, *, score: Callable[[], dict[str, float]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -38,7 +41,7 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Also count the examples of the optimiser step, which the Task Sparsity Loss averages over."""
+        """Also count the examples of the optimiser step, for the mean of the Task Sparsity Loss."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         count = sum(len(batch["input_ids"]) for batch in samples)
         if self.args.world_size > 1:
@@ -74,18 +77,25 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the model's answers on validation and tell the callbacks."""
+        del eval_dataset, ignore_keys  # `score` has its own rows
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._score().items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        del state_dict  # of the whole model, the base included
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_state(self.accelerator.unwrap_model(self.model), folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        read_state(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / TRAINED)
+        del model  # always ours
+        read_state(
+            self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / TRAINED
+        )
 
 
 def write_state(model: AdaptedModel, path: Path) -> None:
@@ -104,7 +114,9 @@ def read_state(model: AdaptedModel, path: Path) -> None:
         ConfigError: the parameters are not this model's.
     """
     if not path.is_file():
-        raise TrainingError(f"No trained parameters at {path}", "start the run again without resuming")
+        raise TrainingError(
+            f"No trained parameters at {path}", "start the run again without resuming"
+        )
     model.load_trained_state(load_file(path))
 
 
@@ -118,7 +130,7 @@ class BestState(TrainerCallback):  # type: ignore[misc]
         model: whose parameters are kept.
         metric: name of the main metric.
         patience: evaluations without improvement before stopping; None never stops.
-        folder: where the best is also written, so that a resumed run knows it; None keeps it in memory.
+        folder: where the best is also written, for a resumed run; None keeps it in memory.
     """
 
     def __init__(
@@ -139,19 +151,26 @@ class BestState(TrainerCallback):  # type: ignore[misc]
             self.history = kept["history"]
             self.state = load_file(self.folder / "best.safetensors")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> Any:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> Any:
         """Compare, keep, stop."""
+        del args
         value = float(metrics[f"eval_{self.metric}"])
         loss = float(metrics.get("eval_loss", 0.0))
         self.history.append({"step": state.global_step, self.metric: value, "loss": loss})
         if self.best is None or (value, -loss) > (self.best[0], -self.best[1]):
             self.best, self.step, self.waited = (value, loss), state.global_step, 0
-            self.state = {k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()}
+            self.state = {
+                k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()
+            }
             if self.folder is not None:
                 write_state(self.model, self.folder / "best.safetensors")
         else:
             self.waited += 1
-            control.should_training_stop |= self.patience is not None and self.waited >= self.patience
+            control.should_training_stop |= (
+                self.patience is not None and self.waited >= self.patience
+            )
         if self.folder is not None:
             kept = {
                 "best": self.best, "step": self.step, "waited": self.waited, "history": self.history
