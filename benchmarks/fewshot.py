@@ -1,9 +1,10 @@
-"""Few-shot comparison on a local mirror: train source experts, then every method on the same labels.
+"""Few-shot comparison on a local mirror: train experts, then every method on the same labels.
 
     python benchmarks/fewshot.py --base minilm --data-dir MIRROR --output RESULTS
 
-Restartable: experts in the library and cells on disk are kept. `--stage sources` or `--stage targets`
-does one half; several processes may share the work by naming different sources or targets.
+Restartable: experts in the library and cells on disk are kept. `--stage sources` or
+`--stage targets` does one half; several processes may share the work by naming different sources or
+targets.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ SCORE = {"mrpc": "balanced_accuracy"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--base", default="minilm")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -65,7 +68,8 @@ def main() -> None:
                 base, name, library, rows=given.source_rows, data_dir=given.data_dir,
                 config=SourceConfig(rank=given.rank, alpha=given.rank),
                 settings=TrainSettings(
-                    epochs=given.source_epochs, batch_size=32, warmup_steps=50, evaluations=4, dropout=0.0,
+                    epochs=given.source_epochs, batch_size=32, warmup_steps=50, evaluations=4,
+                    dropout=0.0,
                     max_source_length=given.max_source_length, checkpoints=False, report_to="none",
                 ),
                 progress=False,
@@ -86,7 +90,8 @@ def main() -> None:
                 ),
                 test_rows=given.test_rows, data_dir=given.data_dir, folder=given.output / "cells",
                 on_cell=lambda cell, _: print(
-                    cell.task, cell.method, cell.data_seed, f"{cell.metrics[_score(cell.task)]:.3f}",
+                    cell.task, cell.method, cell.data_seed,
+                    f"{cell.metrics[_score(cell.task)]:.3f}",
                     f"{cell.seconds:.0f} s", cell.notes.get("expert", ""), flush=True,
                 ),
             )  # fmt: skip
@@ -102,9 +107,13 @@ def table(given: argparse.Namespace, library: ExpertLibrary) -> None:
     """Print the table and write it with everything behind it."""
     from pemt.training.comparing import Cell
 
-    cells = [Cell(**json.loads(p.read_text())) for p in sorted((given.output / "cells").glob("*.json"))]
+    cells = [
+        Cell(**json.loads(p.read_text())) for p in sorted((given.output / "cells").glob("*.json"))
+    ]
     lines = [
-        "| target | score | " + " | ".join(METHODS[m].title for m in given.methods) + " | PEMT - best single-task |",
+        "| target | score | "
+        + " | ".join(METHODS[m].title for m in given.methods)
+        + " | PEMT - best single-task |",
         "| --- | --- |" + " --- |" * (len(given.methods) + 1),
     ]
     means: dict[str, list[float]] = {m: [] for m in given.methods}
@@ -119,18 +128,24 @@ def table(given: argparse.Namespace, library: ExpertLibrary) -> None:
         rival = max(single, key=lambda m: means[m][-1] if means[m] else 0.0)
         difference = paired(cells, target, score, "pemt", rival)
         lines.append(
-            f"| {target} | {score} | " + " | ".join(row) + f" | {difference} against {METHODS[rival].title} |"
+            f"| {target} | {score} | "
+            + " | ".join(row)
+            + f" | {difference} against {METHODS[rival].title} |"
         )
-    mean = [f"{100 * sum(v) / len(v):.1f}" if len(v) == len(given.targets) else "-" for v in means.values()]
+    mean = [
+        f"{100 * sum(v) / len(v):.1f}" if len(v) == len(given.targets) else "-"
+        for v in means.values()
+    ]
     lines.append("| mean | | " + " | ".join(mean) + " | |")
     print("\n".join(lines))
     experts = {n: library.info(n).metrics for n in library.names()}
     (given.output / "table.md").write_text("\n".join(lines) + "\n")
+    paths = ("data_dir", "output")
     write_json(
         given.output / "results.json",
         {
-            **run_record(settings={k: str(v) for k, v in vars(given).items() if k not in ("data_dir", "output")}),
-            "command": "see docs/results.md", "experts": experts, "table": lines,
+            **run_record(settings={k: v for k, v in vars(given).items() if k not in paths}),
+            "experts": experts, "table": lines,
             "cells": [c.__dict__ for c in cells],
         },
     )  # fmt: skip

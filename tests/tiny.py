@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -14,6 +20,7 @@ from transformers import (
     MistralConfig,
     ModernBertConfig,
     MT5Config,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
@@ -21,8 +28,11 @@ from transformers import (
 )
 
 from pemt.backbones import describe, down_projections, fingerprint
+from pemt.bases import Base
 from pemt.experts import Expert, ExpertInfo, ExpertLayer
 from pemt.model import PemtConfig, PemtModel, SourceConfig, SourceModel
+from pemt.tasks import Splits, Task, load_examples, official_splits
+from pemt.training import TrainSettings
 
 VOCABULARY = 97
 # initial weights as large as trained ones: at 0.02 a text hardly moves what comes out
@@ -263,3 +273,110 @@ def move_padding(ids: torch.Tensor, mask: torch.Tensor, *more: torch.Tensor):
         torch.stack([row.roll(n) for row, n in zip(t, shifts, strict=True)])
         for t in (ids, mask, *more)
     )
+
+
+# -- a tokenizer and tasks for the tiny bases ------------------------------------------------------
+
+GOOD, BAD = ("nice", "lovely", "fine"), ("awful", "poor", "dull")
+FILLERS = tuple(f"w{i}" for i in range(24))
+_SPECIAL = ("<pad>", "</s>", "<unk>", "[CLS]", "[SEP]")
+_TOKENS = (
+    *_SPECIAL, "text:", "answer:", "bad", "good", "Given", "a", "text", "judge", "it", "0.0", "1.0",
+    "2.0", "3.0", "4.0", *GOOD, *BAD, *FILLERS,
+)  # fmt: skip
+
+
+def tokenizer(family: str, *more: str) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer as a family has it; `more` words make it another one."""
+    vocabulary = {token: i for i, token in enumerate((*_TOKENS, *more))}
+    assert len(vocabulary) <= VOCABULARY
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    if family == "encoder-only":
+        special |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    else:
+        special["eos_token"] = "</s>"
+    frame = {"encoder-only": "[CLS] $A [SEP]", "encoder-decoder": "$A </s>"}.get(family)
+    if frame is not None:
+        marks = [(t, vocabulary[t]) for t in frame.split() if t != "$A"]
+        inner.post_processor = processors.TemplateProcessing(single=frame, special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def loaded(name: str, seed: int = 0, *more: str) -> Base:
+    """A tiny base with its tokenizer."""
+    model = base(name, seed)
+    backbone = describe(model.config.model_type)
+    return Base(model, tokenizer(backbone.family, *more), backbone, f"tiny-{name}")
+
+
+def rows(kind: str, count: int, seed: int) -> list[dict[str, object]]:
+    """Rows whose answer a good or bad word decides; texts differ in length."""
+    draw = random.Random(seed)
+    made: list[dict[str, object]] = []
+    for i in range(count):
+        words = [draw.choice(FILLERS) for _ in range(draw.randint(1, 9))]
+        good = i % 2
+        word = draw.choice(GOOD if good else BAD)
+        words.insert(draw.randrange(len(words) + 1), word)
+        score = float(good * 2 + draw.randint(0, 2))
+        answer = {"classification": good, "regression": score, "generation": word}[kind]
+        made.append({"text": " ".join(words), "label": answer})
+    return made
+
+
+def task(
+    folder: Path,
+    name: str = "tiny",
+    *,
+    kind: str = "classification",
+    count: int = 32,
+    seed: int = 0,
+) -> Task:
+    """A task on files: `count` training rows, half as many for validation and for test."""
+    files = {}
+    for i, (split, size) in enumerate(
+        [("train", count), ("validation", count // 2), ("test", count // 2)]
+    ):
+        files[split] = f"{name}-{split}.jsonl"
+        lines = [json.dumps(row) for row in rows(kind, size, 100 * seed + i)]
+        (folder / files[split]).write_text("\n".join(lines), encoding="utf-8")
+    described: dict[str, object] = {
+        "kind": kind, "template": "text: {text}", "label_column": "label",
+        "description": "Given a text judge it", "rows": {"files": files}, "split": {"rule": "own"},
+    }  # fmt: skip
+    described |= {
+        "classification": {"labels": ["bad", "good"], "metrics": ["accuracy"]},
+        "regression": {"score_range": [0, 4], "score_step": 1.0, "metrics": ["pearson"]},
+        "generation": {"metrics": ["exact_match"]},
+    }[kind]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(described), encoding="utf-8")
+    return Task.from_file(path)
+
+
+def splits(given: Task) -> Splits:
+    """The task's rows."""
+    return official_splits(given, load_examples(given))
+
+
+def settings(**changes: object) -> TrainSettings:
+    """A run of four small steps that logs nowhere."""
+    return TrainSettings(
+        **{
+            "max_steps": 4, "batch_size": 8, "evaluations": 2, "learning_rate": 1e-2,
+            "eval_batch_size": 4, "max_source_length": 24, "max_target_length": 3,
+            "report_to": "none", **changes,
+        }
+    )  # fmt: skip
+
+
+def snapshot(model) -> dict[str, object]:
+    """All that `detach` must give back: modules by identity, flags, and values bit for bit."""
+    return {
+        "modules": {n: id(m) for n, m in model.named_modules()},
+        "gradients": {n: p.requires_grad for n, p in model.named_parameters()},
+        "training": {n: m.training for n, m in model.named_modules()},
+        "values": {n: v.detach().numpy().tobytes() for n, v in model.state_dict().items()},
+    }

@@ -40,7 +40,8 @@ class UnknownNameError(PemtError):
         hint = f" Did you mean: {close[0]}?" if close else ""
         listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
         super().__init__(
-            f"Unknown {kind} {name!r}.{hint}", f"known: {listed or 'none'}" + (f"; {fix}" if fix else "")
+            f"Unknown {kind} {name!r}.{hint}",
+            f"known: {listed or 'none'}" + (f"; {fix}" if fix else ""),
         )
         self.name = str(name)
         self.suggestion = close[0] if close else None

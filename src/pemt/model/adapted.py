@@ -178,6 +178,10 @@ class AdaptedModel(nn.Module):
         """Identity of the base's weights, see `pemt.backbones.fingerprint`."""
         return fingerprint(self.base, self.backbone)
 
+    def options(self) -> dict[str, Any]:
+        """What it was built with, in plain values: two models with equal options are alike."""
+        return {"outputs": self.outputs}
+
     def trained_state(self) -> dict[str, Tensor]:
         """The parameters that train, by name, detached."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}

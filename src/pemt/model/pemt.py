@@ -139,6 +139,11 @@ class PemtModel(AdaptedModel):
         """Gate columns, in order."""
         return [e.name for e in self.experts]
 
+    def options(self) -> dict[str, Any]:
+        """The configuration and the experts, by name and content."""
+        experts = [[e.name, e.info.content_hash] for e in self.experts]
+        return {**super().options(), "config": self.pemt_config.to_dict(), "experts": experts}
+
     def prompt(self) -> Tensor:
         """The correlation-guided prompt, `[P, D]`."""
         fused: Tensor = self.correlation_prompt()

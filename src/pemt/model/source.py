@@ -64,6 +64,10 @@ class SourceModel(AdaptedModel):
             return BottleneckBranch(hidden, width, config.rank, activation=config.activation)
         return LoraBranch(hidden, width, config.rank, config.alpha, kaiming_b=config.kaiming_b)
 
+    def options(self) -> dict[str, Any]:
+        """The configuration."""
+        return {**super().options(), "config": self.source_config.to_dict()}
+
     def prompt(self) -> Tensor | None:
         """The task's prompt, `[P, D]`, or None."""
         return None if self.task_prompt is None else self.task_prompt()

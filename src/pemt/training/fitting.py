@@ -25,7 +25,9 @@ from pemt.tasks.encoding import Collator, encode
 from pemt.training.evaluating import evaluate, lengths, side_of
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
-from pemt.training.trainer import BestState, PemtTrainer
+from pemt.training.trainer import BEST_RECORD, BEST_STATE, BestState, PemtTrainer
+
+IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def fit(
     if keep:
         for old in Path(place).glob("checkpoint-*"):
             shutil.rmtree(old)
+        for name in (BEST_STATE, BEST_RECORD, IDENTITY):
+            (Path(place) / name).unlink(missing_ok=True)
     value = best.best[0] if best.best is not None else None
     return Fit(best.step if best.step >= 0 else steps, value, steps, seconds, best.history)
 
@@ -169,6 +173,8 @@ def _identity(
         "validation": fingerprint_of(validation),
         "settings": settings.to_dict(),
         "trained": {n: list(p.shape) for n, p in sorted(model.trained_state().items())},
+        "base": model.base_fingerprint(),
+        "model": [type(model).__name__, model.options()],
     }
 
 
@@ -186,7 +192,7 @@ def _same_run(folder: Path, identity: dict[str, Any], checkpoint: str | None) ->
     Raises:
         TrainingError: the checkpoint there was made with other settings, rows or parameters.
     """
-    path = folder / "identity.json"
+    path = folder / IDENTITY
     if checkpoint is not None and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [k for k in identity if before.get(k) != identity[k]]

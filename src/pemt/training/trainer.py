@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
 
 TRAINED = "trained.safetensors"
+BEST_STATE, BEST_RECORD = "best.safetensors", "best.json"
+# optimiser steps per epoch from which on rows of similar length share a batch
+GROUPED_FROM = 20
 
 
 class PemtTrainer(Trainer):  # type: ignore[misc]
@@ -37,6 +41,14 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self._examples: int | Tensor | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Group by length where there are enough rows for batches to stay random."""
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        if len(rows) < GROUPED_FROM * step:
+            return super()._get_train_sampler(train_dataset)
+        return LengthGrouped([len(r["input_ids"]) for r in rows], step, self.args.data_seed or 0)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -120,6 +132,28 @@ def read_state(model: AdaptedModel, path: Path) -> None:
     model.load_trained_state(load_file(path))
 
 
+class LengthGrouped(LengthGroupedSampler):  # type: ignore[misc]
+    """Batches of similar length, so that little is padded; the order depends on seed and epoch alone.
+
+    Args:
+        lengths: of every row.
+        batch_size: rows of one optimiser step.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer, also when it resumes in a later epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        return iter(super().__iter__())
+
+
 class BestState(TrainerCallback):  # type: ignore[misc]
     """Keeps the parameters of the best evaluation; stops a run that no longer improves.
 
@@ -145,17 +179,21 @@ class BestState(TrainerCallback):  # type: ignore[misc]
 
     def resume(self) -> None:
         """Take up the best of an earlier part of the same run."""
-        if self.folder is not None and (self.folder / "best.json").is_file():
-            kept = json.loads((self.folder / "best.json").read_text())
+        if self.folder is not None and (self.folder / BEST_RECORD).is_file():
+            kept = json.loads((self.folder / BEST_RECORD).read_text())
             self.best, self.step, self.waited = tuple(kept["best"]), kept["step"], kept["waited"]
             self.history = kept["history"]
-            self.state = load_file(self.folder / "best.safetensors")
+            self.state = load_file(self.folder / BEST_STATE)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> Any:
         """Compare, keep, stop."""
         del args
+        if self.history and self.history[-1]["step"] >= state.global_step:
+            # judged before the run was killed, after which its checkpoint was never written
+            self._stop_if_waited(control)
+            return control
         value = float(metrics[f"eval_{self.metric}"])
         loss = float(metrics.get("eval_loss", 0.0))
         self.history.append({"step": state.global_step, self.metric: value, "loss": loss})
@@ -165,20 +203,22 @@ class BestState(TrainerCallback):  # type: ignore[misc]
                 k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()
             }
             if self.folder is not None:
-                write_state(self.model, self.folder / "best.safetensors")
+                write_state(self.model, self.folder / BEST_STATE)
         else:
             self.waited += 1
-            control.should_training_stop |= (
-                self.patience is not None and self.waited >= self.patience
-            )
+            self._stop_if_waited(control)
         if self.folder is not None:
             kept = {
                 "best": self.best, "step": self.step, "waited": self.waited, "history": self.history
             }  # fmt: skip
             temporary = self.folder / ".best.json"
             temporary.write_text(json.dumps(kept))
-            temporary.replace(self.folder / "best.json")
+            temporary.replace(self.folder / BEST_RECORD)
         return control
+
+    def _stop_if_waited(self, control: Any) -> None:
+        if self.patience is not None and self.waited >= self.patience:
+            control.should_training_stop = True
 
     def restore(self) -> None:
         """Put the best parameters into the model."""

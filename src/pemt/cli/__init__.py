@@ -1,0 +1,87 @@
+"""The command line: one typed function per command; flags and help come from its signature."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pemt.errors import PemtError
+
+
+def commands() -> dict[str, Any]:
+    """Name -> function, or a group of them."""
+    from pemt.cli.adapt import adapt
+    from pemt.cli.demo import demo
+    from pemt.cli.doctor import doctor
+    from pemt.cli.evaluate import evaluate
+    from pemt.cli.experts import list_experts, show, verify
+    from pemt.cli.predict import predict
+    from pemt.cli.tasks import list_tasks
+    from pemt.cli.tasks import show as show_task
+    from pemt.cli.train_source import train_source
+
+    return {
+        "demo": demo,
+        "train-source": train_source,
+        "adapt": adapt,
+        "evaluate": evaluate,
+        "predict": predict,
+        "experts": {
+            "_help": "Look into a library of experts.",
+            "list": list_experts,
+            "show": show,
+            "verify": verify,
+        },
+        "tasks": {
+            "_help": "Look at the tasks of the registry.",
+            "list": list_tasks,
+            "show": show_task,
+        },
+        "doctor": doctor,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors of ours are printed without a traceback.
+
+    Returns:
+        0, or what the command returned; 1 after an error, 130 after an interrupt.
+    """
+    from jsonargparse import auto_cli
+
+    from pemt import __version__
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"pemt {__version__}")
+        return 0
+    try:
+        result = auto_cli(
+            commands(), args=_friendly(arguments) or ["--help"], prog="pemt", as_positional=True,
+            description="Few labels, many experts: adapt a frozen base to a new task through a "
+            "mixture of frozen source-task adapters (PEMT, arXiv 2402.15082).",
+        )  # fmt: skip
+    except PemtError as error:
+        print(f"pemt: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pemt: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return int(result or 0)
+
+
+def _friendly(arguments: Sequence[str]) -> list[str]:
+    """Also take `--data-dir` for `--data_dir`, and a bare `--json` for `--json true`."""
+    taken = []
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = name[:2] + name[2:].replace("-", "_") + equals + value
+            if argument in ("--json", "--overwrite"):
+                following = arguments[i + 1] if i + 1 < len(arguments) else ""
+                argument += "" if following in ("true", "false") else "=true"
+        taken.append(argument)
+    return taken

@@ -1,0 +1,84 @@
+"""`pemt predict`: answers for new texts."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def predict(
+    run: Path,
+    *,
+    text: list[str] | None = None,
+    input: Path | None = None,
+    output: Path | None = None,
+    library: Path | None = None,
+    base: str | None = None,
+    precision: str = "auto",
+    json: bool = False,
+) -> int:
+    """Answer new texts with an adapted model.
+
+    Give texts on the command line, or a CSV, TSV or JSONL file with the columns of the task's
+    template.
+
+    Example: pemt predict runs/product_reviews-pemt-16-0 --text '["it broke after a day"]'
+
+    Args:
+        run: folder that `pemt adapt` wrote, or the model folder in it.
+        text: texts; a task with one column renders them, others take them as they are.
+        input: a file with one row per text.
+        output: write one JSON object per line here instead of to stdout.
+        library: where the experts are, if they were not saved with the model.
+        base: load the base from here instead of from where the model says.
+        precision: of the frozen base: auto, float32 or bfloat16.
+        json: print one JSON object per line instead of the answer alone.
+    """
+    from pemt.errors import ConfigError, DataError
+    from pemt.tasks import Example
+    from pemt.tasks.files import read_file
+    from pemt.training import predict as answer
+    from pemt.training.deploying import load_run
+
+    if (text is None) == (input is None):
+        raise ConfigError(
+            "Nothing to answer, or two sources at once", "give either --text or --input"
+        )
+    loaded = load_run(run, library=library, base=base, precision=precision)
+    task = loaded.task
+    if input is not None:
+        rendered = []
+        for line, row in read_file(input):
+            missing = [c for c in task.columns if c not in row]
+            if missing:
+                raise DataError(
+                    f"{input}:{line}: no column {missing[0]!r}",
+                    f"the task's template needs {', '.join(task.columns)}; "
+                    f"this row has {', '.join(row)}",
+                )
+            rendered.append(task.render(row))
+    else:
+        columns = list(task.columns)
+        rendered = [task.render({columns[0]: t}) if len(columns) == 1 else t for t in text or []]
+    examples = [Example(str(i), t, None, "") for i, t in enumerate(rendered)]
+    made = answer(
+        loaded.model, task, loaded.base.tokenizer, examples, loaded.settings,
+        progress=output is not None,
+    )  # fmt: skip
+    lines = []
+    for i, (shown, said) in enumerate(zip(rendered, made.texts, strict=True)):
+        entry: dict[str, Any] = {"text": shown, "answer": said}
+        if made.log_probabilities is not None:
+            chances = made.log_probabilities[i].softmax(-1).tolist()
+            entry["probabilities"] = dict(zip(task.labels, chances, strict=True))
+        lines.append(json_format.dumps(entry, ensure_ascii=False) if json or output else said)
+    if output is not None:
+        temporary = output.with_name(f".{output.name}.part")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(output)
+        print(f"{len(lines)} answers in {output}")
+        return 0
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0

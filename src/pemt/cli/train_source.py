@@ -1,0 +1,70 @@
+"""`pemt train-source`: stage 1."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+
+from pemt.model.config import SourceConfig
+from pemt.training.settings import TrainSettings
+
+
+def train_source(
+    task: str,
+    library: Path,
+    *,
+    base: str = "minilm",
+    name: str | None = None,
+    rows: int | None = None,
+    data_seed: int = 0,
+    data_dir: Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    precision: str = "auto",
+    source: SourceConfig = SourceConfig(),  # noqa: B008 - frozen
+    settings: TrainSettings = TrainSettings(  # noqa: B008 - frozen
+        epochs=3, warmup_steps=50, evaluations=6
+    ),
+    json: bool = False,
+) -> int:
+    """Train one expert on one source task and put it into a library.
+
+    An expert is a low-rank branch beside every feed-forward down projection of the frozen base, and
+    a prompt started from the task's description. Run this once per source task; `pemt adapt` then
+    mixes the experts for a new target task. A run that was killed goes on where it stopped.
+
+    Example: pemt train-source film_reviews experts --rows 6000 --source.rank 32
+
+    Args:
+        task: a name of `pemt tasks list`, or a YAML file of your own.
+        library: folder of the library; made where it does not exist.
+        base: minilm, smollm2, a folder, or a Hub id such as google-t5/t5-base.
+        name: of the expert; the task's name by default.
+        rows: at most this many training rows, drawn by data_seed; all by default.
+        data_seed: of the draw of rows.
+        data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
+        output: folder of the run (default: runs/source-TASK).
+        overwrite: replace a finished run and an expert of the same name.
+        precision: of the frozen base: auto, float32 or bfloat16.
+        source: kind, rank and prompt of the expert.
+        settings: of training.
+        json: print the result as JSON on stdout.
+    """
+    from pemt import training
+    from pemt.bases import load_base
+    from pemt.cli.choose import run_folder, task_from
+
+    chosen = task_from(task)
+    folder = run_folder(output, f"source-{name or chosen.name}", overwrite=overwrite)
+    made = training.train_source(
+        load_base(base, precision=precision),  # type: ignore[arg-type]
+        chosen, library, name=name, config=source, settings=settings, rows=rows,
+        data_seed=data_seed, data_dir=data_dir, folder=folder, overwrite=overwrite,
+        progress=not json,
+    )  # fmt: skip
+    if json:
+        print(json_format.dumps({"name": made.name, "metrics": made.metrics, "run": str(folder)}))
+        return 0
+    scores = ", ".join(f"{k} {v:.3f}" for k, v in made.metrics.items() if k != "n")
+    print(f"Expert {made.name!r} is in {library}: {scores} on {made.metrics['n']:.0f} test rows.")
+    return 0

@@ -1,0 +1,72 @@
+"""An adapted model read back with its task and settings, ready to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pemt.bases import Base, load_base
+from pemt.errors import ConfigError
+from pemt.experts import ExpertLibrary
+from pemt.model import PemtModel
+from pemt.model.config import from_dict
+from pemt.model.storage import CONFIG, load_model, read_description
+from pemt.tasks import Task
+from pemt.tasks.sources import RowSource
+from pemt.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What answering needs."""
+
+    model: PemtModel
+    base: Base
+    task: Task
+    settings: TrainSettings
+
+
+def task_from_saved(saved: dict[str, Any]) -> Task:
+    """The task that an adapted model was saved with: how to render and read, not where rows are."""
+    kept = {f.name for f in fields(Task)} - {"rows", "split", "group"}
+    values = {k: v for k, v in saved.items() if k in kept}
+    for name in ("labels", "metrics"):
+        values[name] = tuple(values[name])
+    values["label_bins"] = {k: tuple(v) for k, v in values.get("label_bins", {}).items()}
+    if values.get("score_range") is not None:
+        values["score_range"] = tuple(values["score_range"])
+    return Task(rows=RowSource(), **values)
+
+
+def load_run(
+    run: str | Path, *, library: str | Path | None = None, base: str | None = None,
+    precision: str = "auto",
+) -> Deployed:  # fmt: skip
+    """Load what `adapt` wrote.
+
+    Args:
+        run: the run's folder or the model folder in it.
+        library: where the experts are, if they were not saved with the model.
+        base: load the base from here instead of from where the model says.
+        precision: of the base.
+
+    Raises:
+        ConfigError: no adapted model there, or one saved without its task.
+        ExpertError: experts or base are not those it was adapted with.
+    """
+    folder = Path(run)
+    if (folder / "model" / CONFIG).is_file():
+        folder = folder / "model"
+    described = read_description(folder)
+    if "task" not in described["extra"]:
+        raise ConfigError(
+            f"{folder} was saved without its task",
+            "save it with extra={'task': task.to_dict()}, or use PemtModel.from_pretrained",
+        )
+    loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
+    model, loaded, described = load_model(
+        folder, base=loaded, library=None if library is None else ExpertLibrary(library)
+    )
+    settings = from_dict(TrainSettings, described["extra"].get("settings", {}))
+    return Deployed(model, loaded, task_from_saved(described["extra"]["task"]), settings)

@@ -1,0 +1,219 @@
+"""From source tasks to an adapted model on disk, on one tiny base of each family."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pemt.errors import ConfigError, ExpertError
+from pemt.experts import ExpertLibrary
+from pemt.methods import METHODS
+from pemt.model import PemtConfig, PemtModel, SourceConfig
+from pemt.training import adapt, train_source
+from tests import tiny
+
+CONFIG = PemtConfig(reduction=4, prompt_scale=0.1)
+
+
+@pytest.fixture(scope="module", params=tiny.ONE_OF_EACH_FAMILY)
+def run(request, tmp_path_factory):
+    """Two experts and an adapted model, all on disk."""
+    place = tmp_path_factory.mktemp(request.param)
+    base = tiny.loaded(request.param)
+    before = tiny.snapshot(base.model)
+    library = ExpertLibrary(place / "library")
+    sources = {
+        name: train_source(
+            base, tiny.task(place, name, seed=seed), library, settings=tiny.settings(),
+            config=SourceConfig(rank=4, alpha=8), folder=place / f"source-{name}", progress=False,
+        )
+        for seed, name in enumerate(["one", "two"], 1)
+    }  # fmt: skip
+    after_sources = tiny.snapshot(base.model)
+    task = tiny.task(place, "target", seed=3)
+    result = adapt(
+        base, task, library, shots=4, config=CONFIG, settings=tiny.settings(),
+        folder=place / "run", progress=False,
+    )  # fmt: skip
+    texts = [e.text for e in tiny.splits(task).test]
+    encoded = base.tokenizer(texts, padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    if base.backbone.family == "encoder-decoder":
+        inputs = (ids, mask, ids[:, :2])
+    else:
+        inputs = (ids, mask)
+    with torch.no_grad():
+        logits = result.model(*inputs).logits
+    result.model.detach()
+    return SimpleNamespace(
+        name=request.param, place=place, base=base, before=before, after_sources=after_sources,
+        library=library, sources=sources, task=task, result=result, inputs=inputs, logits=logits,
+    )  # fmt: skip
+
+
+def test_both_stages_give_the_base_back(run):
+    assert run.after_sources == run.before
+    assert tiny.snapshot(run.base.model) == run.before
+
+
+def test_experts_are_in_the_library_whole(run):
+    assert run.library.names() == ["one", "two"]
+    for name, made in run.sources.items():
+        expert = run.library.load(name)
+        assert made.name == expert.name == name
+        assert set(expert.head) == ({"weight", "bias"} if run.name == "bert" else set())
+        assert len(expert.prompt) == len("Given a text judge it".split()) + 1  # and the end token
+        assert max(float(layer.B.abs().max()) for layer in expert.layers) > 0, "B never moved"
+        assert expert.info.base == f"tiny-{run.name}"
+        assert expert.info.label_words == ("bad", "good")
+        assert expert.info.settings["rows"] == 32
+        assert expert.info.metrics["test"] == made.metrics
+        assert made.metrics["n"] == 16
+
+
+def test_a_name_that_is_taken_is_refused_before_training(run):
+    with pytest.raises(ConfigError, match="already has an expert 'one'"):
+        train_source(run.base, tiny.task(run.place, "one"), run.library, progress=False)
+
+
+def test_the_saved_model_answers_as_the_trained_one(run):
+    model = PemtModel.from_pretrained(run.place / "run" / "model", base=run.base)
+    try:
+        assert model.expert_names == run.result.experts == ["one", "two"]
+        assert not model.training
+        with torch.no_grad():
+            assert torch.equal(model(*run.inputs).logits, run.logits)
+    finally:
+        model.detach()
+    assert tiny.snapshot(run.base.model) == run.before
+
+
+def test_the_record_says_what_ran(run):
+    record = json.loads((run.place / "run" / "run.json").read_text())
+    assert {"python", "torch", "transformers", "peft", "pemt"} <= record["versions"].keys()
+    assert "git" in record
+    assert record["experts"] == ["one", "two"]
+    assert record["config"] == CONFIG.to_dict()
+    assert {record["settings"]["init_seed"], record["settings"]["order_seed"]} == {0}
+    assert record["rows"]["data_seed"] == 0
+    assert record["settings"]["learning_rate"] == 1e-2
+    source = json.loads((run.place / "source-one" / "run.json").read_text())
+    assert source["stage"] == "source"
+    assert source["git"] == record["git"]
+    assert source["versions"] == record["versions"]
+
+
+def test_results_and_predictions_agree_with_the_returned_ones(run):
+    results = json.loads((run.place / "run" / "results.json").read_text())
+    assert results["metrics"] == pytest.approx(run.result.metrics)
+    assert results["parameters"] == list(run.result.parameters)
+    lines = json.loads((run.place / "run" / "predictions.json").read_text())
+    test = tiny.splits(run.task).test
+    assert [x["id"] for x in lines] == [e.id for e in test]
+    right = sum(x["answer"] == x["target"] for x in lines) / len(lines)
+    assert right == pytest.approx(results["metrics"]["accuracy"])
+
+
+def test_gates_are_drawn_and_sum_to_one(run):
+    gates = run.result.gates
+    assert gates.shape == (len(run.result.model.sites), 2)
+    torch.testing.assert_close(gates.sum(1), torch.ones(len(gates)))
+    picture = (run.place / "run" / "gates.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_no_checkpoint_is_left(run):
+    for folder in ("run", "source-one"):
+        assert not list((run.place / folder).rglob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("seed", "words", "said"),
+    [(1, (), "base fingerprint"), (0, ("surplus",), "tokenizer fingerprint")],
+    ids=["base", "tokenizer"],
+)
+def test_an_expert_of_another_base_or_tokenizer_is_refused(run, seed, words, said):
+    other = tiny.loaded(run.name, seed, *words)
+    before = tiny.snapshot(other.model)
+    with pytest.raises(ExpertError, match=said):
+        adapt(other, run.task, run.library, shots=4, progress=False)
+    assert tiny.snapshot(other.model) == before
+
+
+def test_names_choose_the_gate_columns_and_their_order(run):
+    result = adapt(
+        run.base, run.task, run.library, names=["two", "one"], shots=4, config=CONFIG,
+        settings=tiny.settings(max_steps=1), progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    assert result.experts == ["two", "one"]
+    with pytest.raises(Exception, match="Did you mean: one"):
+        adapt(run.base, run.task, run.library, names=["onee"], shots=4, progress=False)
+
+
+@pytest.mark.parametrize("scores", [(0.2, 0.9), (0.9, 0.2), (0.5, 0.5)])
+def test_the_learning_rate_is_chosen_on_validation(run, monkeypatch, scores):
+    """The better score wins, then the lower loss (here the second's); its parameters are kept."""
+    from pemt.training import adapting
+    from pemt.training.fitting import Fit
+
+    rates, tried = [1e-3, 1e-2], []
+
+    def fit(model, *args, **kwargs):
+        tried.append(args[4].learning_rate)
+        i = len(tried) - 1
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.fill_(float(len(tried)))
+        return Fit(2, scores[i], 4, 0.0, [{"step": 2, "accuracy": scores[i], "loss": 1.0 - i / 2}])
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    result = adapt(
+        run.base, run.task, run.library, shots=4, config=CONFIG, learning_rates=rates,
+        settings=tiny.settings(), progress=False,
+    )  # fmt: skip
+    chosen = 0 if scores[0] > scores[1] else 1
+    state = result.model.trained_state()
+    result.model.detach()
+    assert tried == rates
+    assert result.settings.learning_rate == rates[chosen]
+    assert result.validation == scores[chosen]
+    assert all((p == chosen + 1).all() for p in state.values())
+
+
+@pytest.mark.parametrize("rates", [[1e-2], [1e-2, 1e-3]])
+def test_a_run_that_fails_gives_the_base_back(run, rates, monkeypatch):
+    from pemt.training import adapting
+
+    calls = []
+
+    def fit(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == len(rates):
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    real = adapting.fit
+    monkeypatch.setattr(adapting, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(
+            run.base, run.task, run.library, shots=4, config=CONFIG, learning_rates=rates,
+            settings=tiny.settings(max_steps=1), progress=False,
+        )  # fmt: skip
+    assert tiny.snapshot(run.base.model) == run.before
+
+
+def test_a_method_that_cannot_be_built_gives_the_base_back(run):
+    for name in METHODS:
+        if name in ("probe", "lora"):  # they take no option that could be wrong
+            continue
+        with pytest.raises(ConfigError, match="reduction 1000"):
+            adapt(
+                run.base, run.task, run.library, shots=4, method=name, progress=False,
+                config=PemtConfig(reduction=1000), settings=tiny.settings(),
+            )  # fmt: skip
+        assert tiny.snapshot(run.base.model) == run.before
