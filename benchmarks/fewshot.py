@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=10)
     parser.add_argument("--test-rows", type=int, default=600)
     parser.add_argument("--max-source-length", type=int, default=128)
+    parser.add_argument("--rates", type=float, nargs="*", help="chosen among on validation")
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
     if given.threads:
@@ -83,6 +84,7 @@ def main() -> None:
                 base, experts, [task], given.methods, range(given.seeds), shots=given.shots,
                 # CB has too few neutral rows for a second draw: its 28 validation rows are used
                 validation="full" if target == "cb" else "shots",
+                learning_rates=dict.fromkeys(given.methods, given.rates) if given.rates else None,
                 settings=TrainSettings(
                     epochs=given.epochs, batch_size=given.batch_size, evaluations=given.evaluations,
                     dropout=0.0, max_source_length=given.max_source_length, checkpoints=False,

@@ -1,4 +1,4 @@
-"""One training run: what is kept, when it stops, what the seeds decide, and going on after a kill."""
+"""One training run: what is kept, when it stops, what the seeds decide, and resuming."""
 
 from __future__ import annotations
 
@@ -173,6 +173,31 @@ def test_seeds(task, few, order):
     assert not same(first, other_init)
 
 
+def test_many_rows_are_grouped_by_length(task, few, order, monkeypatch):
+    """Every row once an epoch, less padding, and an order that the order seed decides."""
+    monkeypatch.setattr(trainer, "GROUPED_FROM", 1)
+
+    def batches(**seeds):
+        run(task, few, tiny.settings(batch_size=4, max_steps=16, **seeds), validation=[])
+        return order()
+
+    first = batches()
+    assert len(first) == 16
+    epochs = [sorted(row for b in first[i : i + 8] for row in b) for i in (0, 8)]
+    assert epochs[0] == epochs[1]
+    assert len(epochs[0]) == 32
+    assert first[:8] != first[8:], "both epochs have the same order"
+    assert batches() == first
+    assert batches(init_seed=1) == first
+    assert batches(order_seed=1) != first
+
+    def waste(made):
+        return sum(max(map(len, b)) * len(b) - sum(map(len, b)) for b in made)
+
+    monkeypatch.setattr(trainer, "GROUPED_FROM", 99)
+    assert waste(first) < waste(batches())
+
+
 # -- accumulation ------------------------------------------------------------------------------
 
 
@@ -213,12 +238,15 @@ def killed_at(monkeypatch, call: int, *, where: str) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("where", ["evaluate", "save"])
-@pytest.mark.parametrize("name", ["bert", "t5"])
+@pytest.mark.parametrize(
+    ("name", "where", "grouped_from"),
+    [("bert", "evaluate", 99), ("bert", "save", 99), ("t5", "evaluate", 99), ("bert", "save", 1)],
+)
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-    task, few, tmp_path, monkeypatch, name, where
+    task, few, tmp_path, monkeypatch, name, where, grouped_from
 ):
-    """Bit for bit, the dropout's random numbers included."""
+    """Bit for bit, the dropout's random numbers included; the kill is in the second epoch."""
+    monkeypatch.setattr(trainer, "GROUPED_FROM", grouped_from)
     settings = tiny.settings(max_steps=8, evaluations=4, dropout=0.2, warmup_steps=2)
     whole, wanted = run(task, few, settings, name=name, folder=tmp_path / "whole")
     with monkeypatch.context() as patch:

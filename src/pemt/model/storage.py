@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, EXPERTS = "pemt.json", "model.safetensors", "experts"
+KEYS = (
+    "base", "base_fingerprint", "family", "outputs", "config", "prompt_rows", "experts", "files",
+    "extra",
+)  # fmt: skip
 
 
 def save_model(
@@ -117,11 +121,16 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}", "adapt again") from None
+    if not isinstance(described, dict):
+        raise ConfigError(f"{path} holds no description", "copy the folder again, or adapt again")
     version = described.get("format_version")
     if version != FORMAT_VERSION:
         raise ConfigError(
             f"{path} has format version {version}", f"this version of pemt reads {FORMAT_VERSION}"
         )
+    missing = [key for key in KEYS if key not in described]
+    if missing:
+        raise ConfigError(f"{path} lacks {missing[0]!r}", "copy the folder again, or adapt again")
     return described
 
 

@@ -1,0 +1,135 @@
+"""The commands from end to end, on a tiny base in a folder and a tiny task in a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from pemt.cli import main
+from tests import tiny
+
+QUICK = [
+    "--settings.epochs", "1", "--settings.max_source_length", "24", "--settings.evaluations", "1",
+    "--settings.report_to", "none", "--settings.checkpoints", "false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base, two task files and a library of two experts."""
+    folder = tmp_path_factory.mktemp("commands")
+    for name in ("bert", "llama"):
+        base = tiny.loaded(name)
+        base.model.save_pretrained(folder / name)
+        base.tokenizer.save_pretrained(folder / name)
+    for name, seed in (("first", 0), ("second", 1)):
+        task = tiny.task(folder, name, seed=seed)
+        described = {
+            "kind": task.kind, "template": task.template, "label_column": task.label_column,
+            "description": task.description, "labels": list(task.labels), "split": {"rule": "own"},
+            "rows": {"files": {k: str(v) for k, v in task.rows.files.items()}},
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+        arguments = [
+            "train-source", str(folder / f"{name}.yaml"), str(folder / "experts"),
+            "--base", str(folder / "bert"), "--source.rank", "4", "--precision", "float32",
+            "--output", str(folder / f"source-{name}"), "--json", *QUICK,
+        ]  # fmt: skip
+        assert main(arguments) == 0
+    return folder
+
+
+def run(capsys, *arguments, code=0):
+    assert main([str(a) for a in arguments]) == code
+    return capsys.readouterr()
+
+
+def adapt(place, folder, *more):
+    return [
+        "adapt", place / "first.yaml", place / "experts", "--base", place / "bert", "--shots", "2",
+        "--output", folder, "--precision", "float32", *QUICK, *more,
+    ]  # fmt: skip
+
+
+def test_experts_are_listed_and_verified(place, capsys):
+    listed = json.loads(run(capsys, "experts", "list", place / "experts", "--json").out)
+    assert sorted(entry["name"] for entry in listed) == ["first", "second"]
+    run(capsys, "experts", "verify", place / "experts")
+
+
+def test_adapt_evaluate_predict(place, tmp_path, capsys):
+    folder = tmp_path / "run"
+    made = json.loads(run(capsys, *adapt(place, folder, "--json")).out)
+    assert set(made["gates"]) == {"first", "second"}
+    assert sum(made["gates"].values()) == pytest.approx(1, abs=1e-4)
+    for name in ("run.json", "results.json", "predictions.json", "gates.png", "model/pemt.json"):
+        assert (folder / name).is_file()
+    record = json.loads((folder / "run.json").read_text())
+    assert {"versions", "git", "command", "settings", "rows"} <= record.keys()
+
+    flags = ["--precision", "float32", "--json"]
+    again = json.loads(run(capsys, "evaluate", folder, "--task", place / "first.yaml", *flags).out)
+    assert again["metrics"]["accuracy"] == pytest.approx(made["metrics"]["accuracy"])
+    assert again["metrics"]["loss"] == pytest.approx(made["metrics"]["loss"], abs=1e-5)
+
+    rows = tmp_path / "new.jsonl"
+    rows.write_text('{"text": "good"}\n{"text": "bad thing"}\n', encoding="utf-8")
+    answers = run(capsys, "predict", folder, "--input", rows, "--precision", "float32").out
+    assert len(answers.split()) == 2
+    shown = run(capsys, "predict", folder, "--text", '["good"]', *flags).out
+    entry = json.loads(shown)
+    assert entry["text"] == "text: good"
+    assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_finished_run_is_not_overwritten_unasked(place, tmp_path, capsys):
+    run(capsys, *adapt(place, tmp_path / "run", "--method", "probe", "--json"))
+    refused = run(capsys, *adapt(place, tmp_path / "run", "--method", "probe"), code=1)
+    assert "finished run" in refused.err
+    run(capsys, *adapt(place, tmp_path / "run", "--method", "probe", "--overwrite", "--json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--method", "pempt"], ["Unknown method 'pempt'", "Did you mean: pemt?"]),
+        (["--experts", '["frist"]'], ["Unknown expert 'frist'", "Did you mean: first?"]),
+        (["--base", "minilmm"], ["Unknown base 'minilmm'", "Did you mean: minilm?"]),
+        (["--shots", "99"], ["99"]),
+        (["--settings.batch_size", "0"], ["batch_size=0"]),
+    ],
+)
+def test_mistakes_are_explained(place, tmp_path, capsys, change, words):
+    try:
+        code = main([str(a) for a in adapt(place, tmp_path / "run", *change)])
+    except SystemExit as stop:  # the parser's own refusal of a value
+        code = stop.code
+    assert code != 0
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_an_expert_of_another_base_is_refused(place, tmp_path, capsys):
+    arguments = adapt(place, tmp_path / "run")
+    arguments[arguments.index(place / "bert")] = place / "llama"
+    assert "base" in run(capsys, *arguments, code=1).err
+
+
+def test_unknown_task_and_folder(tmp_path, capsys):
+    assert "Did you mean: rte?" in run(capsys, "adapt", "rtee", tmp_path, code=1).err
+    assert "No adapted model" in run(capsys, "evaluate", tmp_path, code=1).err
+
+
+def test_help_teaches(capsys):
+    for command in (["adapt"], ["train-source"], ["demo"], ["predict"], ["experts", "verify"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+        assert len(capsys.readouterr().out.splitlines()) > 15
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("pemt ")
