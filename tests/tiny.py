@@ -378,5 +378,6 @@ def snapshot(model) -> dict[str, object]:
         "modules": {n: id(m) for n, m in model.named_modules()},
         "gradients": {n: p.requires_grad for n, p in model.named_parameters()},
         "training": {n: m.training for n, m in model.named_modules()},
+        "attributes": sorted(vars(model)),
         "values": {n: v.detach().numpy().tobytes() for n, v in model.state_dict().items()},
     }

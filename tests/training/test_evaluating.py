@@ -101,11 +101,11 @@ def test_generated_answers_that_are_none_are_counted(tmp_path, monkeypatch, name
     assert metrics["accuracy"] == pytest.approx(1 / 5)
 
 
-@pytest.mark.parametrize("name", ["t5", "llama"])
-def test_ranked_and_generated_answers_of_a_trained_model_agree(tmp_path, name):
+@pytest.mark.parametrize(("name", "steps", "rate"), [("t5", 150, 1e-2), ("llama", 60, 2e-2)])
+def test_ranked_and_generated_answers_of_a_trained_model_agree(tmp_path, name, steps, rate):
     base, model = model_on(name)
     task, splits = examples(tmp_path)
-    settings = tiny.settings(max_steps=60, batch_size=16, learning_rate=2e-2, evaluations=1)
+    settings = tiny.settings(max_steps=steps, batch_size=16, learning_rate=rate)
     fit(model, task, base.tokenizer, splits.train, [], settings, progress=False)
     ranked, by_rank = evaluate(model, task, base.tokenizer, splits.train, settings)
     generating = settings.changed(answers="generate")
@@ -120,7 +120,7 @@ def test_ranked_and_generated_answers_of_a_trained_model_agree(tmp_path, name):
 def test_regression_learns_on_an_encoder(tmp_path):
     base, model = model_on("bert", outputs=1)
     task, splits = examples(tmp_path, "regression")
-    settings = tiny.settings(max_steps=40, batch_size=16)
+    settings = tiny.settings(max_steps=60, batch_size=32, learning_rate=2e-2)
     before, _ = evaluate(model, task, base.tokenizer, splits.train, settings)
     fit(model, task, base.tokenizer, splits.train, [], settings, progress=False)
     after, made = evaluate(model, task, base.tokenizer, splits.train, settings)

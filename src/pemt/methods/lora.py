@@ -53,6 +53,11 @@ class LoraModel(AdaptedModel):
 
     _injected: list[Any]
 
+    def detach(self) -> Any:
+        """Also take off the mark that PEFT leaves on a base."""
+        self.base.__dict__.pop("peft_config", None)
+        return super().detach()
+
     @contextmanager
     def disable(self) -> Iterator[None]:
         """Inside, the base answers as it was."""

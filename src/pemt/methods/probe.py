@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pemt.errors import ConfigError
+from pemt.errors import ConfigError, DataError
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.tasks import Example
@@ -67,10 +67,19 @@ def best_probe(setting: Setting, train: Array, validation: Array) -> FittedProbe
     """Fit at several strengths and keep the one with the lowest loss on validation.
 
     Features are standardised with one global deviation, so that small directions stay small.
+
+    Raises:
+        DataError: training rows of one class.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import log_loss
 
+    labels = {e.target for e in setting.train}
+    if len(labels) < 2:
+        raise DataError(
+            f"The training rows of task {setting.task.name!r} are all answered {labels.pop()!r}",
+            "a regression needs rows of at least two answers",
+        )
     mean = train.mean(0)
     scale = float((train - mean).std()) or 1.0
     x, v = (train - mean) / scale, (validation - mean) / scale

@@ -9,6 +9,7 @@ It knows the three families: where the prompt goes, what the loss is, how to gen
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,9 +92,10 @@ class AdaptedModel(nn.Module):
             )
         self.slot = Slot()
         self.base = base
-        if any(isinstance(m, (MixtureLayer, ParallelExpert, TrainedNorm)) for m in base.modules()):
+        if any(isinstance(m, _attachments()) for m in base.modules()):
             raise BackboneError(
-                "Something is already attached to this base", "call its detach() first"
+                "Something is already attached to this base",
+                "call its detach() first (PEFT: unload or merge_and_unload)",
             )
         self.sites: list[Site] = down_projections(base, self.backbone)
         self._was_trained = {name: p.requires_grad for name, p in base.named_parameters()}
@@ -219,6 +221,7 @@ class AdaptedModel(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Copy what `state_dict` gave; with `strict` names must be exactly those."""
+        del assign  # always copied: what trains stays the optimiser's tensor
         own = self.trained_state()
         missing = sorted(own.keys() - state_dict.keys())
         unexpected = sorted(state_dict.keys() - own.keys())
@@ -631,6 +634,13 @@ class AdaptedModel(nn.Module):
             reduction="none",
         )
         return -flat.view(len(input_ids), count, longest).sum(-1)
+
+
+def _attachments() -> tuple[type[nn.Module], ...]:
+    """Layers that only something attached puts into a base; PEFT's too, where it is in use."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    ours = (MixtureLayer, ParallelExpert, TrainedNorm)
+    return ours if peft is None else (*ours, peft.BaseTunerLayer)
 
 
 def _positions(mask: Tensor) -> Tensor:

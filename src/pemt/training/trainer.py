@@ -133,7 +133,7 @@ def read_state(model: AdaptedModel, path: Path) -> None:
 
 
 class LengthGrouped(LengthGroupedSampler):  # type: ignore[misc]
-    """Batches of similar length, so that little is padded; the order depends on seed and epoch alone.
+    """Batches of similar length, so that little is padded; seed and epoch decide the order.
 
     Args:
         lengths: of every row.

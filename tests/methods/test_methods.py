@@ -1,0 +1,263 @@
+"""What every method must hold to, on one tiny base of each family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pemt.errors import BackboneError, ConfigError, DataError, UnknownNameError
+from pemt.methods import METHODS, Setting, method_named
+from pemt.model import PemtConfig, PemtModel
+from pemt.training import evaluate
+from pemt.training.fitting import fit
+from tests import tiny
+
+ALL = pytest.mark.parametrize("method", list(METHODS))
+FAMILIES = pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """What a method gets, for a base and a kind of task."""
+
+    def make(name, kind="classification", **changes):
+        base = tiny.loaded(name)
+        task = tiny.task(tmp_path, kind=kind)
+        rows = tiny.splits(task)
+        experts = [tiny.expert(base.model, n, seed=i) for i, n in enumerate("ab", 1)]
+        return Setting(
+            **{
+                "base": base, "task": task, "experts": experts, "train": rows.train,
+                "validation": rows.validation, "config": PemtConfig(reduction=4, prompt_scale=0.1),
+                "max_source_length": 24, **changes,
+            }
+        )  # fmt: skip
+
+    return make
+
+
+@ALL
+@FAMILIES
+def test_build_train_answer_detach(setting, method, name):
+    """Every method trains, answers, and gives back the base: modules, flags and every bit."""
+    given = setting(name)
+    base, task = given.base, given.task
+    before = tiny.snapshot(base.model)
+    model = METHODS[method].build(given)
+    start = {k: v.clone() for k, v in model.trained_state().items()}
+    if METHODS[method].trains:
+        one = tiny.settings(max_steps=1)
+        made = fit(
+            model, task, base.tokenizer, given.train, given.validation, one, progress=False
+        )  # fmt: skip
+        assert made.steps == 1
+        moved = [k for k, v in model.trained_state().items() if not torch.equal(v, start[k])]
+        assert moved, "nothing moved"
+    metrics, predictions = evaluate(
+        model, task, base.tokenizer, given.validation, tiny.settings()
+    )  # fmt: skip
+    assert 0 <= metrics["accuracy"] <= 1
+    assert len(predictions.values) == len(given.validation)
+    trained, total = model.parameter_counts()
+    assert 0 < trained < total
+    assert tiny.snapshot(base.model) != before
+    model.detach()
+    assert tiny.snapshot(base.model) == before
+
+
+@ALL
+@FAMILIES
+def test_disabled_is_the_base(setting, method, name):
+    given = setting(name)
+    base = given.base.model
+    ids, mask = tiny.batch()
+    inputs = {"input_ids": ids, "attention_mask": mask, **tiny.decode_inputs(base, len(ids))}
+
+    def out(model):
+        with torch.no_grad():
+            answer = model(**inputs)
+        return answer.last_hidden_state if name == "bert" else answer.logits
+
+    wanted = out(base)
+    model = tiny.stir(METHODS[method].build(given)).eval()
+    enabled = model.trained_state()
+    with model.disable():
+        assert torch.equal(out(model), wanted)
+    assert model.trained_state().keys() == enabled.keys(), "disabling changed what trains"
+    if method != "probe":
+        with torch.no_grad():
+            answer = model(**inputs).logits
+        assert name == "bert" or not torch.equal(answer, wanted)
+
+
+@ALL
+def test_the_init_seed_decides_the_start(setting, method):
+    def start(seed):
+        model = METHODS[method].build(setting("bert", init_seed=seed))
+        return torch.cat([v.flatten() for v in model.trained_state().values()])
+
+    assert torch.equal(start(0), start(0))
+    if METHODS[method].trains:
+        assert not torch.equal(start(0), start(1))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "modernbert"])
+def test_lora_is_on_every_linear_layer(setting, name):
+    given = setting(name)
+    linears = [
+        n for n, m in given.base.model.named_modules()
+        if type(m).__name__ in ("Linear", "Conv1D") and "lm_head" not in n
+    ]  # fmt: skip
+    model = METHODS["lora"].build(given)
+    wrapped = {n.split(".lora_A")[0] for n in model.trained_state() if ".lora_A." in n}
+    assert wrapped == {f"base.{n}" for n in linears}
+    assert {v.dtype for v in model.trained_state().values()} == {torch.float32}
+
+
+def test_lora_trains_nothing_of_the_base(setting):
+    model = METHODS["lora"].build(setting("llama"))
+    assert all("lora_" in n for n in model.trained_state())
+
+
+def test_adapter_trains_adapters_norms_and_head(setting):
+    given = setting("bert")
+    named = METHODS["adapter"].build(given).trained_state()
+    norms = {n for n in named if ".LayerNorm.trained." in n}
+    adapters = {n for n in named if ".output.dense.adapter." in n}
+    assert len(norms) == 2 * 5  # weight and bias of the embeddings' norm and of two in each layer
+    assert len(adapters) == 4 * 2  # two weights and two biases in each layer
+    assert named.keys() - norms - adapters == {"head.weight", "head.bias"}
+
+
+# -- single ------------------------------------------------------------------------------------
+
+
+def test_single_takes_the_expert_of_the_lowest_loss_and_notes_it(setting, monkeypatch):
+    from pemt.methods import single
+
+    given = setting("bert")
+    losses = iter([0.7, 0.3])
+    real = single.best_probe
+
+    def best_probe(*args):
+        from dataclasses import replace
+
+        return replace(real(*args), loss=next(losses))
+
+    monkeypatch.setattr(single, "best_probe", best_probe)
+    model = METHODS["single"].build(given)
+    assert isinstance(model, PemtModel)
+    assert model.expert_names == ["b"]
+    assert given.notes == {"expert": "b", "probe_losses": {"a": 0.7, "b": 0.3}}
+
+
+@FAMILIES
+def test_single_does_not_look_at_the_other_expert(setting, name):
+    """Ranking an expert alone and beside another gives the same loss."""
+    given = setting(name)
+    METHODS["single"].build(given).detach()
+    alone = setting(name, experts=[given.experts[1]])
+    METHODS["single"].build(alone).detach()
+    assert alone.notes["probe_losses"]["b"] == given.notes["probe_losses"]["b"]
+    assert given.notes["probe_losses"]["a"] != given.notes["probe_losses"]["b"]
+
+
+# -- probe -------------------------------------------------------------------------------------
+
+
+def sklearn_features(model, given, examples):
+    """One example at a time, so that neither sorting nor padding can matter."""
+    rows = []
+    for e in examples:
+        text = e.text if model.family != "decoder-only" else f"{e.text} answer:"
+        ids = torch.tensor([given.base.tokenizer(text)["input_ids"]])
+        rows.append(model.features(ids, torch.ones_like(ids))[0].numpy())
+    return np.stack(rows).astype(np.float64)
+
+
+@FAMILIES
+def test_probe_answers_as_scikit_learn_does(setting, name):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    given = setting(name)
+    model = METHODS["probe"].build(given)
+    train, validation = (
+        sklearn_features(model, given, rows) for rows in (given.train, given.validation)
+    )
+    mean = train.mean(0)
+    scale = (train - mean).std()
+    labels = [e.label for e in given.train]
+    wanted = [e.label for e in given.validation]
+    fitted = [
+        LogisticRegression(C=c, max_iter=1000).fit((train - mean) / scale, labels)
+        for c in (0.01, 0.1, 1.0, 10.0)
+    ]
+    chances = [f.predict_proba((validation - mean) / scale) for f in fitted]
+    best = min(range(4), key=lambda i: log_loss(wanted, chances[i]))
+    _, made = evaluate(
+        model, given.task, given.base.tokenizer, given.validation, tiny.settings()
+    )  # fmt: skip
+    assert made.values == fitted[best].predict((validation - mean) / scale).tolist()
+    np.testing.assert_allclose(made.log_probabilities.exp(), chances[best], atol=2e-3)
+
+
+def test_probe_regresses_as_scikit_learn_does(setting):
+    from sklearn.linear_model import Ridge
+
+    given = setting("bert", "regression")
+    model = METHODS["probe"].build(given)
+    train, validation = (
+        sklearn_features(model, given, rows) for rows in (given.train, given.validation)
+    )
+    mean = train.mean(0)
+    scale = (train - mean).std()
+    truth = np.array([e.label for e in given.validation])
+    answers = [
+        Ridge(alpha=1 / c)
+        .fit((train - mean) / scale, [e.label for e in given.train])
+        .predict((validation - mean) / scale)
+        for c in (0.01, 0.1, 1.0, 10.0)
+    ]
+    best = min(answers, key=lambda a: ((a - truth) ** 2).mean())
+    _, made = evaluate(
+        model, given.task, given.base.tokenizer, given.validation, tiny.settings()
+    )  # fmt: skip
+    np.testing.assert_allclose(made.values, best, atol=1e-3)
+
+
+def test_probe_of_free_text_is_refused_and_the_base_is_clean(setting):
+    given = setting("llama", "generation")
+    before = tiny.snapshot(given.base.model)
+    with pytest.raises(ConfigError, match="cannot answer the generation task"):
+        METHODS["probe"].build(given)
+    assert tiny.snapshot(given.base.model) == before
+
+
+@pytest.mark.parametrize("method", ["probe", "single"])
+def test_rows_of_one_class_are_refused_and_the_base_is_clean(setting, method):
+    given = setting("bert")
+    rows = [e for e in given.train if e.label == 1]
+    given = setting("bert", train=rows)
+    before = tiny.snapshot(given.base.model)
+    with pytest.raises(DataError, match="all answered 'good'"):
+        METHODS[method].build(given)
+    assert tiny.snapshot(given.base.model) == before
+
+
+# -- names and twice ---------------------------------------------------------------------------
+
+
+def test_an_unknown_method_names_a_close_one():
+    with pytest.raises(UnknownNameError, match=r"Unknown method 'lore'\. Did you mean: lora"):
+        method_named("lore")
+
+
+@pytest.mark.parametrize("first", ["lora", "adapter"])
+@pytest.mark.parametrize("second", ["pemt", "lora", "probe"])
+def test_nothing_is_attached_to_an_attached_base(setting, first, second):
+    given = setting("bert")
+    METHODS[first].build(given)
+    with pytest.raises(BackboneError, match="already attached"):
+        METHODS[second].build(given)
