@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pemt.errors import ConfigError, ExpertError
+from pemt.errors import ConfigError, ExpertError, UnknownNameError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
 from pemt.model import PemtConfig, PemtModel, SourceConfig
@@ -141,15 +141,17 @@ def test_an_expert_of_another_base_or_tokenizer_is_refused(run, seed, words, sai
     assert tiny.snapshot(other.model) == before
 
 
-def test_names_choose_the_gate_columns_and_their_order(run):
+@pytest.mark.parametrize("loaded", [False, True], ids=["library", "experts"])
+def test_names_choose_the_gate_columns_and_their_order(run, loaded):
+    experts = run.library.load_many(["one", "two"]) if loaded else run.library
     result = adapt(
-        run.base, run.task, run.library, names=["two", "one"], shots=4, config=CONFIG,
+        run.base, run.task, experts, names=["two", "one"], shots=4, config=CONFIG,
         settings=tiny.settings(max_steps=1), progress=False,
     )  # fmt: skip
     result.model.detach()
     assert result.experts == ["two", "one"]
-    with pytest.raises(Exception, match="Did you mean: one"):
-        adapt(run.base, run.task, run.library, names=["onee"], shots=4, progress=False)
+    with pytest.raises(UnknownNameError, match="Did you mean: one"):
+        adapt(run.base, run.task, experts, names=["onee"], shots=4, progress=False)
 
 
 @pytest.mark.parametrize("scores", [(0.2, 0.9), (0.9, 0.2), (0.5, 0.5)])

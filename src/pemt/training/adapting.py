@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from pemt.bases import Base, load_base
-from pemt.errors import ConfigError
+from pemt.errors import ConfigError, UnknownNameError
 from pemt.experts import Expert, ExpertLibrary, check_compatible
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
@@ -158,6 +158,12 @@ def adapt(
         experts = ExpertLibrary(experts)
     if isinstance(experts, ExpertLibrary):
         experts = compatible_experts(base, experts, names) if chosen_method.transfers else []
+    elif names is not None:
+        by_name = {e.name: e for e in experts}
+        for name in names:
+            if name not in by_name:
+                raise UnknownNameError("expert", name, by_name)
+        experts = [by_name[name] for name in names]
     rows = rows or target_rows(
         task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
     )
