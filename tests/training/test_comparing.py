@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from pemt.methods import METHODS
 from pemt.training import comparing
 from pemt.training.comparing import Cell, compare, paired, summarise
 from tests import tiny
@@ -86,7 +87,8 @@ def test_gates_of_a_cell_are_by_name(bench):
     assert cells[0].gates.keys() == {"a", "b"}
     assert sum(cells[0].gates.values()) == pytest.approx(1)
     assert cells[1].gates is None
-    assert [c.learning_rate for c in cells] == [3e-3, 3e-3]
+    own = [METHODS[m].learning_rates["encoder-only"] for m in ("pemt", "lora")]
+    assert [c.learning_rate for c in cells] == own  # not the settings' 1e-2
 
 
 def cell(method, seed, accuracy, task="t"):
