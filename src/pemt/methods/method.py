@@ -100,14 +100,14 @@ def _rates(encoder_only: float, decoder_only: float, encoder_decoder: float) -> 
 
 METHODS: dict[str, Method] = {
     "pemt": Method(
-        title="PEMT", build=_pemt, learning_rates=_rates(3e-3, 1e-3, 1e-3), transfers=True
+        title="PEMT", build=_pemt, learning_rates=_rates(2e-3, 1e-3, 1e-3), transfers=True
     ),
     "single": Method(
-        title="best single expert", build=_single, learning_rates=_rates(3e-3, 1e-3, 1e-3),
+        title="best single expert", build=_single, learning_rates=_rates(2e-3, 1e-3, 1e-3),
         transfers=True,
     ),
-    "lora": Method(title="LoRA", build=_lora, learning_rates=_rates(3e-3, 1e-3, 1e-3)),
-    "adapter": Method(title="adapter", build=_adapter, learning_rates=_rates(3e-3, 1e-3, 1e-3)),
+    "lora": Method(title="LoRA", build=_lora, learning_rates=_rates(2e-3, 1e-3, 1e-3)),
+    "adapter": Method(title="adapter", build=_adapter, learning_rates=_rates(2e-3, 1e-3, 1e-3)),
     "probe": Method(
         title="linear probe", build=_probe, learning_rates=_rates(1.0, 1.0, 1.0), trains=False
     ),

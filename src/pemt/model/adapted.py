@@ -413,14 +413,13 @@ class AdaptedModel(nn.Module):
         if self.family == "decoder-only":
             context.token_weights["decoder"] = None if every else text
             keep = 0 if labels is None else _label_columns(labels)
-            logits = self.base(
+            hidden = self.base.base_model(
                 inputs_embeds=embedded,
                 attention_mask=mask,
                 position_ids=_positions(mask),
                 use_cache=False,
-                logits_to_keep=keep,
-            ).logits
-            return AdaptedOutput(logits=logits[:, -input_ids.shape[1] :])
+            ).last_hidden_state
+            return AdaptedOutput(logits=self._logits(hidden, keep or input_ids.shape[1]))
         hidden = self._encode(embedded, mask, context)
         if labels is not None:
             context.token_weights["decoder"] = None if every else (labels != -100)
@@ -440,6 +439,15 @@ class AdaptedModel(nn.Module):
             use_cache=False,
         ).logits
         return AdaptedOutput(logits=logits, encoder_last_hidden_state=hidden)
+
+    def _logits(self, hidden: Tensor, keep: int) -> Tensor:
+        """Logits of the last `keep` columns: `[B, T, D]` -> `[B, keep, V]`, decoder-only.
+
+        The columns are copied first: given a slice, the product with the vocabulary's weights would
+        copy those once per row instead.
+        """
+        logits: Tensor = self.base.get_output_embeddings()(hidden[:, -keep:].contiguous())
+        return logits
 
     def _encode(self, embedded: Tensor, mask: Tensor, context: ForwardContext) -> Tensor:
         hidden: Tensor = self.base.get_encoder()(
@@ -606,14 +614,13 @@ class AdaptedModel(nn.Module):
                     use_cache=False,
                 ).logits
             else:
-                first = self.base(
+                first = self.base.base_model(
                     inputs_embeds=embedded,
                     attention_mask=mask,
                     position_ids=_positions(mask),
                     use_cache=True,
-                    logits_to_keep=1,
                 )
-                logits = first.logits.repeat_interleave(count, 0)
+                logits = self._logits(first.last_hidden_state, 1).repeat_interleave(count, 0)
                 if longest > 1:
                     cache = first.past_key_values
                     cache.batch_repeat_interleave(count)
@@ -653,4 +660,4 @@ def _label_columns(labels: Tensor) -> int:
     used = (labels != -100).any(0).nonzero()
     if len(used) == 0:
         return 1
-    return int(labels.shape[1] - used[0].item() + 1)
+    return min(labels.shape[1], int(labels.shape[1] - used[0].item() + 1))

@@ -10,7 +10,7 @@ from pemt.errors import ConfigError
 
 def prompt_mean(hidden: Tensor, start: int, length: int) -> Tensor:
     """Mean over the prompt positions: `[B, T, W]` -> `[B, W]`, float32."""
-    return hidden[:, start : start + length].float().mean(1)
+    return hidden[:, start : start + length].mean(1, dtype=torch.float32)
 
 
 class PromptGate(nn.Module):
