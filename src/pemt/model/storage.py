@@ -51,9 +51,12 @@ def save_model(
         ConfigError: the folder holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    check_place(folder)
+    loose = [e.name for e in model.experts if not e.info.content_hash]
+    if loose and not include_experts:
         raise ConfigError(
-            f"{folder} is not empty and holds no adapted model", "give another folder"
+            f"Expert {loose[0]!r} is in no library",
+            "add it to one, or save with include_experts=True",
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -102,6 +105,18 @@ def _swap(fresh: Path, folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that holds something else than an adapted model.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{folder} is not empty and holds no adapted model", "give another folder"
+        )
 
 
 def _as_named(expert: Expert) -> Expert:

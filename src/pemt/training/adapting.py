@@ -14,6 +14,7 @@ from pemt.errors import ConfigError, UnknownNameError
 from pemt.experts import Expert, ExpertLibrary, check_compatible
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
+from pemt.model.storage import check_place
 from pemt.tasks import Example, FewShot, Task, draw, load_examples, official_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
@@ -167,6 +168,8 @@ def adapt(
     rows = rows or target_rows(
         task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
     )
+    if folder is not None:
+        check_place(folder / "model")  # before the work, not after it
     config = config or PemtConfig()
     chosen = settings or TrainSettings()
     own = chosen_method.learning_rates[base.backbone.family]

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pemt.backbones import fingerprint
 from pemt.bases import Base
 from pemt.experts import Expert
 from pemt.methods import method_named
 from pemt.model import PemtConfig
-from pemt.tasks import Task
-from pemt.training.adapting import AdaptResult, adapt, target_rows
+from pemt.tasks import FewShot, Task, draw, load_examples, official_splits
+from pemt.training.adapting import AdaptResult, adapt
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
 
@@ -91,14 +92,21 @@ def compare(
     """
     settings = settings or TrainSettings(report_to="none", checkpoints=False)
     config = config or PemtConfig()
+
+    def draws(task: Task) -> Callable[[int], FewShot]:
+        splits = official_splits(task, load_examples(task, data_dir=data_dir))
+        return lambda seed: draw(splits, task, shots=shots, data_seed=seed, validation=validation)
+
+    made = fingerprint(base.model, base.backbone)
     cells = []
-    for task, seed, method in _order(tasks, data_seeds, methods):
+    for task, seed, method, rows in _order(tasks, data_seeds, methods, draws):
         chosen = method_named(method)
         rates = (learning_rates or {}).get(method) or [chosen.learning_rates[base.backbone.family]]
         path = None
         if folder is not None:
             key = {
-                "base": base.name, "task": task.name, "version": task.version, "method": method,
+                "base": [base.name, made, str(base.model.dtype)], "rows": rows.manifest,
+                "task": task.name, "version": task.version, "method": method,
                 "shots": shots, "validation": validation, "seed": seed, "rates": list(rates),
                 "settings": settings.to_dict(), "config": config.to_dict(), "test_rows": test_rows,
                 "experts": [e.info.content_hash for e in experts] if chosen.transfers else [],
@@ -114,11 +122,8 @@ def compare(
         started = time.perf_counter()
         result = adapt(
             base, task, experts,
-            rows=target_rows(
-                task, shots=shots, data_seed=seed, validation=validation, data_dir=data_dir
-            ),
-            method=method,
-            config=config, settings=settings.changed(init_seed=seed, order_seed=seed),
+            rows=rows, method=method, config=config,
+            settings=settings.changed(init_seed=seed, order_seed=seed),
             learning_rates=rates, test_rows=test_rows, progress=False,
         )  # fmt: skip
         try:
@@ -143,12 +148,18 @@ def compare(
 
 
 def _order(
-    tasks: Sequence[Task], seeds: Sequence[int], methods: Sequence[str]
-) -> Iterator[tuple[Task, int, str]]:
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    draws: Callable[[Task], Callable[[int], FewShot]],
+) -> Iterator[tuple[Task, int, str, FewShot]]:
+    """Rows of a task are read once, drawn once per seed, and shared by the methods."""
     for task in tasks:
+        draw_of = draws(task)
         for seed in seeds:
+            rows = draw_of(seed)
             for method in methods:
-                yield task, seed, method
+                yield task, seed, method, rows
 
 
 @dataclass(frozen=True)
