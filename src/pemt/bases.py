@@ -78,7 +78,7 @@ def load_base(
         attention = "eager"
     files: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     try:
-        config = AutoConfig.from_pretrained(source, **files)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **files)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"Cannot read a base from {asked!r}: {error}",
@@ -95,11 +95,12 @@ def load_base(
         model = auto.from_pretrained(
             source,
             dtype=dtype,
+            trust_remote_code=False,
             use_safetensors=True if not gguf else None,
             **({} if attention == "auto" else {"attn_implementation": attention}),
             **files,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **files)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"Cannot load the base {asked!r}: {error}",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pemt.errors import DataError, TrainingError
+from pemt.errors import ConfigError, DataError, TrainingError
 from pemt.training import fitting, trainer
 from pemt.training.fitting import fit
 from tests import tiny
@@ -103,6 +103,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(task, few):
         model.head.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match="The loss became nan at step 1"):
         fit(model, task, base.tokenizer, few.train, few.validation, tiny.settings(), progress=False)
+
+
+def test_the_last_step_is_judged_where_the_run_does_not_divide_evenly(task, few):
+    fitted, _ = run(task, few, tiny.settings(max_steps=5, evaluations=3))
+    assert [entry["step"] for entry in fitted.history] == [2, 4, 5]
+
+
+def test_a_length_the_base_has_no_room_for(task, few):
+    with pytest.raises(ConfigError, match="max_source_length=500") as refused:
+        run(task, few, tiny.settings(max_source_length=500))
+    assert "128 positions" in str(refused.value)
+    assert "give at most" in str(refused.value)
+    run(task, few, tiny.settings(max_source_length=None, max_steps=1))
 
 
 def test_no_rows(task, few):

@@ -26,7 +26,7 @@ class Setting:
         validation: examples to select on.
         config: PEMT's options.
         init_seed: of new weights.
-        max_source_length: tokens of text.
+        max_source_length: tokens of text, as in `TrainSettings`.
         notes: filled by methods that choose something, such as which expert.
     """
 
@@ -37,7 +37,7 @@ class Setting:
     validation: Sequence[Example]
     config: PemtConfig
     init_seed: int = 0
-    max_source_length: int = 256
+    max_source_length: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 

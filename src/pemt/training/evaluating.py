@@ -39,21 +39,25 @@ class Predictions:
         return sum(v is None for v in self.values)
 
 
+SOURCE_LENGTH = 256
+
+
 def side_of(family: Family) -> Literal["left", "right"]:
     """Where the padding of a family goes: decoder-only texts end where their answers begin."""
     return "left" if family == "decoder-only" else "right"
 
 
 def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
-    """The length arguments of `pemt.tasks.encoding`, fitted to what the base can take.
+    """The length arguments of `pemt.tasks.encoding`: as asked, or fitted to what the base can take.
 
     Raises:
-        ConfigError: the prompt alone leaves the text less than 8 positions.
+        ConfigError: the base has no room for the length asked for, or the prompt leaves the text
+            less than 8 positions.
     """
     limit = max_positions(model.base.config, model.backbone)
     prompt = model.prompt()
     taken = 0 if prompt is None else len(prompt)
-    source = settings.max_source_length
+    source = settings.max_source_length or SOURCE_LENGTH
     if limit is not None:
         room = limit - taken
         if model.family == "decoder-only":
@@ -62,6 +66,12 @@ def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
             raise ConfigError(
                 f"A prompt of {taken} tokens on a base of {limit} positions",
                 "shorten the description",
+            )
+        if settings.max_source_length is not None and source > room:
+            raise ConfigError(
+                f"max_source_length={source} beside a prompt of {taken} tokens on a base of "
+                f"{limit} positions",
+                f"give at most {room}, or leave it out",
             )
         source = min(source, room)
     return {

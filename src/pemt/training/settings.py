@@ -27,7 +27,8 @@ class TrainSettings:
         evaluations: at most this many evaluations on validation, evenly spread over the run.
         patience: stop after this many evaluations without a better one; None never stops early.
         eval_batch_size: examples per forward pass in evaluation.
-        max_source_length: tokens of text; the prompt is not counted.
+        max_source_length: tokens of text, longer texts lose their end; the prompt is not counted.
+            None takes 256 (METHOD.md), or what the base has room for.
         max_target_length: tokens of an answer, end token included.
         answers: "rank" the label words in one forward pass, or "generate" greedily (the paper);
             "auto" ranks where there are label words.
@@ -49,7 +50,7 @@ class TrainSettings:
     evaluations: int = 20
     patience: int | None = None
     eval_batch_size: int = 64
-    max_source_length: int = 256
+    max_source_length: int | None = None
     max_target_length: int = 16
     answers: Answers = "auto"
     checkpoints: bool = True

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import IntervalStrategy
 
 from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
@@ -184,6 +185,12 @@ class BestState(TrainerCallback):  # type: ignore[misc]
             self.best, self.step, self.waited = tuple(kept["best"]), kept["step"], kept["waited"]
             self.history = kept["history"]
             self.state = load_file(self.folder / BEST_STATE)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """The last step is always judged, also where the run does not divide evenly."""
+        if state.global_step >= state.max_steps and IntervalStrategy.NO != args.eval_strategy:
+            control.should_evaluate = True
+        return control
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
