@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--source-rows", type=int, default=16000)
+    parser.add_argument("--source-batch-size", type=int, default=32)
+    parser.add_argument("--source-validation", type=int, default=1000)
+    parser.add_argument("--source-test", type=int, default=1000)
     parser.add_argument("--source-epochs", type=float, default=1)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=20)
@@ -64,12 +67,15 @@ def main() -> None:
         for name in given.sources:
             if name in library:
                 continue
+            steps = given.source_rows * given.source_epochs / given.source_batch_size
             started = time.perf_counter()
             made = train_source(
                 base, name, library, rows=given.source_rows, data_dir=given.data_dir,
+                validation_rows=given.source_validation, test_rows=given.source_test,
                 config=SourceConfig(rank=given.rank, alpha=given.rank),
                 settings=TrainSettings(
-                    epochs=given.source_epochs, batch_size=32, warmup_steps=50, evaluations=4,
+                    epochs=given.source_epochs, batch_size=given.source_batch_size, evaluations=2,
+                    warmup_steps=int(steps / 10),
                     dropout=0.0,
                     max_source_length=given.max_source_length, checkpoints=False, report_to="none",
                 ),

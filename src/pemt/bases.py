@@ -51,6 +51,7 @@ def load_base(
         UnknownNameError: neither an offline default, a folder, nor something the Hub could have.
         BackboneError: a type without a description, or files that transformers cannot read.
     """
+    import transformers
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -86,6 +87,12 @@ def load_base(
             "id (the Hub must be reachable: see `pemt doctor`)",
         ) from None
     backbone = backbone or describe(config.model_type)
+    options = dict(files)
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    # releases that have it keep the weights packed by default
+    if gguf and hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     auto = {
         "encoder-decoder": AutoModelForSeq2SeqLM,
         "decoder-only": AutoModelForCausalLM,
@@ -97,8 +104,7 @@ def load_base(
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True if not gguf else None,
-            **({} if attention == "auto" else {"attn_implementation": attention}),
-            **files,
+            **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)
     except (OSError, ValueError) as error:

@@ -188,7 +188,7 @@ class BestState(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """The last step is always judged, also where the run does not divide evenly."""
-        if state.global_step >= state.max_steps and IntervalStrategy.NO != args.eval_strategy:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.NO:
             control.should_evaluate = True
         return control
 
