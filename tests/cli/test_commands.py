@@ -84,6 +84,13 @@ def test_adapt_evaluate_predict(place, tmp_path, capsys):
     assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
+def test_training_is_logged_for_tensorboard(place, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run(capsys, *adapt(place, folder, "--settings.report_to", "tensorboard", "--json"))
+    assert list(folder.rglob("events.out.tfevents.*"))
+    assert not list(tmp_path.glob("events*"))
+
+
 def test_a_finished_run_is_not_overwritten_unasked(place, tmp_path, capsys):
     run(capsys, *adapt(place, tmp_path / "run", "--method", "probe", "--json"))
     refused = run(capsys, *adapt(place, tmp_path / "run", "--method", "probe"), code=1)

@@ -126,8 +126,8 @@ def _train_experts(console: Any, base: Any, library: ExpertLibrary, rows: int) -
             base, name, library, rows=rows, validation_rows=300, test_rows=300,
             config=SourceConfig(rank=32, alpha=32),
             settings=TrainSettings(
-                epochs=1, warmup_steps=20, evaluations=2, dropout=0.0, max_source_length=96,
-                checkpoints=False, report_to="none",
+                epochs=1, batch_size=16, warmup_steps=20, evaluations=2, dropout=0.0,
+                max_source_length=96, checkpoints=False, report_to="none",
             ),
             progress=False,
         )  # fmt: skip
