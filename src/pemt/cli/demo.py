@@ -117,6 +117,7 @@ def demo(
 def _train_experts(console: Any, base: Any, library: ExpertLibrary, rows: int) -> None:
     from pemt.model import SourceConfig
     from pemt.training import TrainSettings, train_source
+    from pemt.training.memory import give_back_memory
 
     for i, name in enumerate(SOURCES):
         if name in library:
@@ -131,6 +132,7 @@ def _train_experts(console: Any, base: Any, library: ExpertLibrary, rows: int) -
             ),
             progress=False,
         )  # fmt: skip
+        give_back_memory()
         console.print(
             f"Expert {i + 1}/{len(SOURCES)} {name}: {100 * made.metrics['accuracy']:.1f} % of "
             f"{made.metrics['n']:.0f} test rows ({time.perf_counter() - started:.0f} s)"

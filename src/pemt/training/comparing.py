@@ -18,6 +18,7 @@ from pemt.methods import method_named
 from pemt.model import PemtConfig
 from pemt.tasks import FewShot, Task, draw, load_examples, official_splits
 from pemt.training.adapting import AdaptResult, adapt
+from pemt.training.memory import give_back_memory
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
 
@@ -144,6 +145,8 @@ def compare(
                 on_cell(cell, result)
         finally:
             result.model.detach()
+        del result
+        give_back_memory()
     return cells
 
 
