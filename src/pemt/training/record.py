@@ -66,6 +66,7 @@ def write_json(path: Path, content: Any) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1, ensure_ascii=False, default=str)
             file.write("\n")
+        Path(name).chmod(0o644)  # temporary files are private
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
