@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pemt.experts import ExpertLibrary
     from pemt.training import Cell
 
-SOURCES = ("film_reviews", "question_types", "sarcasm", "privacy_questions")
+SOURCES = ("film_reviews", "question_types", "sarcasm", "tweets")
 NEAR, FAR = "product_reviews", "sms_spam"
 METHODS = ("pemt", "single", "lora", "adapter", "probe")
 # rows per source, epochs per target: what two cores do in five minutes
@@ -33,10 +33,10 @@ def demo(
 ) -> int:
     """Train four experts, adapt to two targets with few labels, and compare with doing without.
 
-    Real data from pinned wheels; nothing but a package registry is needed. The experts are
-    film-review sentiment, question types, sarcasm and privacy questions. The targets are
-    product-review sentiment, which one expert is close to, and SMS spam, which none is close to.
-    Every method gets the same labels. Stopped, it goes on where it was.
+    Real data from pinned wheels; nothing but a package registry is needed. The experts are sentiment
+    of film reviews and of tweets, question types, and sarcasm. The targets are product-review
+    sentiment, which two experts are close to, and SMS spam, which none is close to. Every method
+    gets the same labels. Stopped, it goes on where it was.
 
     Args:
         base: minilm (a classifier), smollm2 (text to text, slower), or any other base.
@@ -127,7 +127,7 @@ def _train_experts(console: Any, base: Any, library: ExpertLibrary, rows: int) -
             base, name, library, rows=rows, validation_rows=300, test_rows=300,
             config=SourceConfig(rank=32, alpha=32),
             settings=TrainSettings(
-                epochs=1, batch_size=16, warmup_steps=20, evaluations=2, dropout=0.0,
+                epochs=1, batch_size=32, warmup_steps=20, evaluations=2, dropout=0.0,
                 max_source_length=96, checkpoints=False, report_to="none",
             ),
             progress=False,
