@@ -34,9 +34,9 @@ def demo(
     """Train four experts, adapt to two targets with few labels, and compare with doing without.
 
     Real data from pinned wheels; nothing but a package registry is needed. The experts are
-    sentiment of film reviews and of tweets, question types, and sarcasm. The targets are product-review
-    sentiment, which two experts are close to, and SMS spam, which none is close to. Every method
-    gets the same labels. Stopped, it goes on where it was.
+    sentiment of film reviews and of tweets, question types, and sarcasm. The targets are
+    product-review sentiment, which two experts are close to, and SMS spam, which none is close to.
+    Every method gets the same labels. Stopped, it goes on where it was.
 
     Args:
         base: minilm (a classifier), smollm2 (text to text, slower), or any other base.
