@@ -8,8 +8,9 @@ import warnings
 import pytest
 
 from pemt.errors import DataError, UnknownNameError
+from pemt.tasks.definition import METRICS
 from pemt.tasks.metrics import compute, parse_answer
-from pemt.tasks.task import METRICS, Task
+from pemt.tasks.task import Task
 from tests.tasks.builders import make_task
 
 

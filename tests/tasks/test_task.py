@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pemt.errors import ConfigError, DataError, UnknownNameError
-from pemt.tasks.task import METRICS, Task, task_names
+from pemt.tasks.definition import METRICS
+from pemt.tasks.task import Task, task_names
 from tests.tasks.builders import BINARY, make_task
 
 

@@ -17,7 +17,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from pemt.errors import DataError, UnknownNameError
-from pemt.tasks.task import METRICS, Task
+from pemt.tasks.definition import METRICS
+from pemt.tasks.task import Task
 
 Prediction = int | float | str | None
 Reference = int | float | str | Sequence[str]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pemt import assets
 from pemt.errors import DataError
 from pemt.tasks.files import Row, read_file
-from pemt.tasks.sources import HubRows
+from pemt.tasks.sources import HubRows, value_at
 from pemt.tasks.task import Task
 from pemt.tasks.wheels import read_wheel
 
@@ -31,7 +31,9 @@ class Example:
         text: the source text.
         label: label index (classification), score (regression), None (generation).
         target: the answer as text: label word, snapped score, answer.
-        group: rows with an equal group stay on one side of a random split; "" is no group.
+        group: rows with an equal group stay on one side of a split; "" is no group.
+        accepted: every accepted answer of a generation task, the target first; empty for others.
+        options: the row's own label words, where they differ per row; the target is one of them.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Example:
     label: int | float | None
     target: str
     group: str = ""
+    accepted: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def needed_splits(task: Task) -> tuple[str, ...]:
     return {
         "mnli": ("train", "validation", "validation_mismatched"),
         "own": ("train", "validation", "test"),
-        "random": ("all",),
+        "random": task.split.reads,
+        "hold_out_1000": ("train", task.split.evaluation),
         "auto": ("train",),
     }.get(task.split.rule, ("train", "validation"))
 
@@ -162,7 +167,11 @@ def _read_hub(hub: HubRows, splits: Sequence[str]) -> dict[str, list[Row]]:
         theirs = hub.splits.get(split, split)
         try:
             table = datasets.load_dataset(hub.path, hub.name, split=theirs, revision=hub.revision)
-            rows[split] = [(number, dict(row)) for number, row in enumerate(table)]
+            rows[split] = [
+                (number, dict(row))
+                for number, row in enumerate(table)
+                if all(str(row.get(column)) == value for column, value in hub.keep.items())
+            ]
         except Exception as error:
             # Whatever goes wrong below (network, permission, format), the remedy is one.
             raise DataError(
@@ -184,14 +193,17 @@ def _examples(task: Task, split: str, rows: Sequence[Row], source: str) -> list[
             continue
         if all(row[name] is None or not str(row[name]).strip() for name in task.columns):
             raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
-        answer = task.label_of(row, where)
+        answer, options = task.label_of(row, where), task.options_of(row, where)
+        filled = {**row, **{n: "" for n in task.columns if row[n] is None}}
         examples.append(
             Example(
                 id=f"{split}:{own}",
-                text=task.render({**row, **{n: "" for n in task.columns if row[n] is None}}),
+                text=task.render(filled, where),
                 label=None if isinstance(answer, str) else answer,
-                target=task.answer(answer),
+                target=task.answer(answer, options),
                 group=_group(task, row, where),
+                accepted=task.accepted_of(row),
+                options=options,
             )
         )
     if not examples:
@@ -201,7 +213,8 @@ def _examples(task: Task, split: str, rows: Sequence[Row], source: str) -> list[
 
 def _check_columns(task: Task, row: Mapping[str, Any], where: str) -> None:
     unlabelled_ok = task.rows.wheel is not None and task.rows.wheel.drop_unlabelled
-    for name in (*task.columns, *(() if unlabelled_ok else (task.label_column,))):
+    label = task.label_column if task.label_column in row else task.label_column.partition(".")[0]
+    for name in (*task.columns, *task.option_columns, *(() if unlabelled_ok else (label,))):
         if name not in row:
             close = difflib.get_close_matches(name, [str(key) for key in row], n=1, cutoff=0.5)
             hint = f" Did you mean: {close[0]}?" if close else ""
@@ -223,7 +236,7 @@ def _ids(rows: Sequence[Row]) -> list[str]:
 def _group(task: Task, row: Mapping[str, Any], where: str) -> str:
     if task.group is None:
         return ""
-    value = row.get(task.group.column)
+    value = value_at(row, task.group.column)
     if value is None:
         raise DataError(f"{where}: no value in the group column {task.group.column!r}")
     if task.group.pattern is None:

@@ -28,13 +28,16 @@ class HubRows:
         path: repository, such as "nyu-mll/glue".
         name: configuration, where it has several.
         revision: branch or commit; "refs/convert/parquet" for repositories that hold a script.
-        splits: our split name -> the repository's.
+        splits: our split name -> the repository's ("train+test" joins two).
+        keep: column -> value: only the rows that hold these values, for a repository that holds
+            several sets in one.
     """
 
     path: str
     splits: Mapping[str, str]
     name: str | None = None
     revision: str | None = None
+    keep: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,7 @@ class Group:
     """Rows that must stay on one side of a random split: those with an equal group value.
 
     Args:
-        column: the column that holds it.
+        column: the column that holds it; dots lead into a mapping ("idx.question").
         pattern: the part of the column that counts (first group, or the whole match).
     """
 
@@ -134,6 +137,9 @@ class SplitRule:
         validation: for "random", the share that becomes the validation split.
         test_cap: for "random", the most test rows.
         validation_cap: for "random", the most validation rows.
+        reads: for "random", the official splits that are put together and cut anew.
+        evaluation: for "hold_out_1000", the official split that is the test split.
+        train_cap: at most this many training rows; which ones does not depend on the machine.
     """
 
     rule: str = "auto"
@@ -141,8 +147,14 @@ class SplitRule:
     validation: float = 0.1
     test_cap: int = 2000
     validation_cap: int = 1000
+    reads: tuple[str, ...] = ("all",)
+    evaluation: str = "validation"
+    train_cap: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", tuple(self.reads))
+        if self.train_cap is not None and self.train_cap < 1:
+            raise ConfigError(f"train_cap is {self.train_cap}", "give 1 or more, or leave it out")
         if self.rule not in SPLIT_RULES:
             raise UnknownNameError("split rule", self.rule, SPLIT_RULES)
         if not (0 < self.test < 1 and 0 < self.validation < 1 and self.test + self.validation < 1):
@@ -181,6 +193,16 @@ def parse_rows(raw: object, where: str, folder: Path | None) -> RowSource:
     keys["mirror"] = strings(keys.get("mirror", ()), f"{where}: rows.mirror")
     keys["drop_labels"] = strings(keys.get("drop_labels", ()), f"{where}: rows.drop_labels")
     return build(RowSource, keys, f"{where}: rows")
+
+
+def value_at(row: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or of a field inside it where dots lead there; None if missing."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def build(kind: type[T], raw: object, where: str) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pemt.errors import DataError
 from pemt.tasks.rows import Example
@@ -40,8 +40,9 @@ def official_splits(task: Task, raw: Mapping[str, Sequence[Example]]) -> Splits:
     """Train, validation and test by the rule the task names.
 
     - ``halve_validation``: the official validation rows, shuffled and halved.
-    - ``hold_out_1000``: 1,000 training rows become validation, the official validation is the
-      test. From fewer than 5,000 training rows (a partial mirror) a fifth is taken.
+    - ``hold_out_1000``: 1,000 training rows become validation, the official evaluation split
+      (validation, or the one the task names) is the test. From fewer than 5,000 training rows (a
+      partial mirror) a fifth is taken.
     - ``mnli``: mismatched is validation, matched is test.
     - ``own``: as published.
     - ``random``: one set, cut into the shares the task states; rows with an equal group, and rows
@@ -49,6 +50,9 @@ def official_splits(task: Task, raw: Mapping[str, Sequence[Example]]) -> Splits:
     - ``auto``: for files of a user's own: what is given is kept; a missing test is half of
       validation, a missing validation is a tenth of train (at most 1,000); with train alone,
       ``random``.
+
+    Under every rule rows with an equal group stay on one side, and ``train_cap`` cuts the training
+    rows that are left.
 
     Args:
         task: the task.
@@ -81,7 +85,10 @@ def official_splits(task: Task, raw: Mapping[str, Sequence[Example]]) -> Splits:
         else:
             size = HELD_OUT if len(train) >= 5 * HELD_OUT else len(train) // 5
             held, rest = _take(task, train, size, "hold-out")
-            result = Splits(rest, held, list(_part(task, raw, "validation")))
+            result = Splits(rest, held, list(_part(task, raw, task.split.evaluation)))
+    cap = task.split.train_cap
+    if cap is not None and len(result.train) > cap:
+        result = replace(result, train=_take(task, result.train, cap, "cap")[0])
     empty = [name for name, size in result.sizes.items() if size == 0]
     if empty:
         raise DataError(
@@ -125,9 +132,10 @@ def _random(task: Task, examples: Sequence[Example]) -> Splits:
 def _take(
     task: Task, examples: Sequence[Example], size: int, purpose: str, *, by_text: bool = False
 ) -> tuple[list[Example], list[Example]]:
-    """The first ``size`` rows of the hashed order, and the others; both in source order.
+    """``size`` rows of the hashed order, and the others; both in source order.
 
-    Rows of one group go together, so the first part can be a few rows larger than ``size``.
+    Rows of one group go together. Near the end a group is passed over where only another choice
+    fills the part exactly; the part is short only where no choice does.
     """
     units = _units(examples, by_text=by_text)
 
@@ -136,14 +144,31 @@ def _take(
         content = f"{task.name}\n{purpose}\n{first.group or first.text}"
         return hashlib.sha256(content.encode()).hexdigest(), first.id
 
-    taken: set[int] = set()
-    for unit in sorted(units, key=key):
-        if len(taken) >= size:
-            break
-        taken.update(unit)
+    ordered = sorted(units, key=key)
+    first = _filling([len(unit) for unit in ordered], size)
+    taken = {index for position in first for index in ordered[position]}
     inside = [example for index, example in enumerate(examples) if index in taken]
     outside = [example for index, example in enumerate(examples) if index not in taken]
     return inside, outside
+
+
+def _filling(sizes: Sequence[int], target: int) -> list[int]:
+    """Positions, as early as can be, whose sizes sum to ``target``, or to the most below it."""
+    if all(size == 1 for size in sizes):
+        return list(range(min(target, len(sizes))))
+    # reach[i]: bit s is set where sizes i and later can sum to s
+    within = (1 << (target + 1)) - 1
+    reach = [1]
+    for size in reversed(sizes):
+        reach.append((reach[-1] | reach[-1] << size) & within)
+    reach.reverse()
+    left = reach[0].bit_length() - 1
+    chosen = []
+    for position, size in enumerate(sizes):
+        if size <= left and reach[position + 1] >> (left - size) & 1:
+            chosen.append(position)
+            left -= size
+    return chosen
 
 
 def _units(examples: Sequence[Example], *, by_text: bool) -> list[list[int]]:

@@ -6,9 +6,10 @@ A task is one YAML file, in ``registry/`` or the user's own (``Task.from_file``)
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,17 +17,11 @@ from typing import Any, Literal, cast
 import yaml
 
 from pemt.errors import ConfigError, DataError, UnknownNameError
-from pemt.tasks.sources import Group, RowSource, SplitRule, build, mapping, parse_rows, strings
+from pemt.tasks.definition import KINDS, METRICS, problem_of, task_keys
+from pemt.tasks.shaping import Mark, check_cleaners, shape
+from pemt.tasks.sources import Group, RowSource, SplitRule, build, value_at
 
 Kind = Literal["classification", "regression", "generation"]
-KINDS = ("classification", "regression", "generation")
-METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "macro_f1", "balanced_accuracy", "matthews"),
-    "regression": ("pearson", "spearman"),
-    "generation": ("exact_match", "token_f1"),
-}
-"""The metrics each kind of task may name; the first a task names is its main one."""
-
 _REGISTRY = Path(__file__).parent / "registry"
 
 
@@ -41,8 +36,16 @@ class Task:
             format; its tokens initialise the task's prompt.
         kind: "classification", "regression" or "generation".
         template: the source text, ``str.format`` with column names in braces.
-        label_column: the column that holds the answer.
+        label_column: the column that holds the answer; dots lead into a mapping
+            ("answers.text"). A list holds every accepted answer (generation), the first is learnt.
         labels: the label words in integer order (classification).
+        option_columns: columns with the row's own label words, in the order of ``labels``, for a
+            task whose words differ per row: ``labels`` are then the raw values, and the answer
+            text is the option's.
+        label_variants: other label words for the same labels, each under a name: the task
+            "paws-named" is "paws" with the words under "named".
+        clean: column -> a name of ``shaping.CLEANERS``, applied before rendering.
+        marks: spans that are wrapped in signs before rendering.
         label_values: raw value (as text) -> index into ``labels``, where the raw values are
             neither the integers nor the words.
         label_bins: label word -> [low, high], for a task made from a number: a row belongs to the
@@ -75,6 +78,10 @@ class Task:
     label_bins: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     score_range: tuple[float, float] | None = None
     score_step: float = 0.2
+    option_columns: tuple[str, ...] = ()
+    label_variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    clean: Mapping[str, str] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()
     split: SplitRule = field(default_factory=SplitRule)
     group: Group | None = None
     licence: str = ""
@@ -88,21 +95,25 @@ class Task:
         for metric in self.metrics:
             if metric not in known:
                 raise UnknownNameError(f"{self.kind} metric", metric, known)
-        problem = _problem(self)
+        check_cleaners(self.clean)
+        problem = problem_of(self)
         if problem:
             raise ConfigError(f"Task {self.name!r}: {problem[0]}", problem[1])
 
     @classmethod
     def named(cls, name: str) -> Task:
-        """The task of this name from the registry.
+        """The task of this name from the registry; "NAME-VARIANT" has other label words.
 
         Raises:
-            UnknownNameError: no such task, with a suggestion.
+            UnknownNameError: no such task or variant, with a suggestion.
         """
-        if name not in task_names():
-            fix = "or give a YAML file of your own (Task.from_file)"
-            raise UnknownNameError("task", name, task_names(), fix)
-        return cls.from_file(_REGISTRY / f"{name}.yaml")
+        if name in task_names():
+            return cls.from_file(_REGISTRY / f"{name}.yaml")
+        plain, _, variant = name.rpartition("-")
+        if plain in task_names():
+            return cls.named(plain).variant(variant)
+        fix = "or give a YAML file of your own (Task.from_file)"
+        raise UnknownNameError("task", name, task_names(), fix)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Task:
@@ -120,26 +131,7 @@ class Task:
         except yaml.YAMLError as error:
             raise ConfigError(f"The task file {path} is not YAML: {error}") from error
         where = str(path)
-        keys = dict(mapping(raw, where))
-        keys.setdefault("name", path.stem)
-        keys.setdefault("version", 1)
-        keys["labels"] = strings(keys.get("labels", ()), f"{where}: labels")
-        keys["metrics"] = strings(
-            keys.get("metrics", METRICS.get(str(keys.get("kind")), ("",))[:1]), f"{where}: metrics"
-        )
-        keys["rows"] = parse_rows(keys.get("rows", {}), where, path.parent)
-        keys["split"] = build(SplitRule, keys.get("split", {}), f"{where}: split")
-        if keys.get("group") is not None:
-            keys["group"] = build(Group, keys["group"], f"{where}: group")
-        if "label_values" in keys:
-            values = mapping(keys["label_values"], f"{where}: label_values")
-            keys["label_values"] = {key: _index(values[key], where) for key in values}
-        if "label_bins" in keys:
-            bins = mapping(keys["label_bins"], f"{where}: label_bins")
-            keys["label_bins"] = {word: _interval(bins[word], where) for word in bins}
-        if keys.get("score_range") is not None:
-            keys["score_range"] = _interval(keys["score_range"], where)
-        return build(cls, keys, where)
+        return build(cls, task_keys(raw, where, path.parent), where)
 
     @property
     def num_labels(self) -> int:
@@ -151,11 +143,35 @@ class Task:
         """The columns the template reads, in order."""
         return tuple(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
 
-    def render(self, row: Mapping[str, Any]) -> str:
-        """The source text of a row.
+    def variant(self, name: str) -> Task:
+        """The same task with the label words that ``label_variants`` has under a name.
 
         Raises:
-            DataError: a column the template reads is missing.
+            UnknownNameError: no such variant.
+        """
+        if name not in self.label_variants:
+            raise UnknownNameError(f"variant of {self.name!r}", name, self.label_variants)
+        words = self.label_variants[name]
+        values = {str(i): i for i in range(len(words))}
+        values |= {word: i for i, word in enumerate(self.labels)} | dict(self.label_values)
+        description = self.description
+        for old, new in zip(self.labels, words, strict=True):
+            whole_word = rf"(?<!\w){re.escape(old)}(?!\w)"
+            description = re.sub(whole_word, new.replace("\\", r"\\"), description)
+        return replace(
+            self, name=f"{self.name}-{name}", labels=words, label_values=values,
+            label_variants={}, description=description,
+        )  # fmt: skip
+
+    def render(self, row: Mapping[str, Any], where: str = "") -> str:
+        """The source text of a row, its columns cleaned, marked and joined first.
+
+        Args:
+            row: a raw row.
+            where: file and line, for the message.
+
+        Raises:
+            DataError: a column the template reads is missing, or a mark has no place.
         """
         missing = [name for name in self.columns if name not in row]
         if missing:
@@ -164,7 +180,30 @@ class Task:
                 f"{', '.join(sorted(map(str, row)))}",
                 "rename the column, or change the task's template",
             )
-        return self.template.format_map(row)
+        return self.template.format_map(shape(row, self.clean, self.marks, where))
+
+    def options_of(self, row: Mapping[str, Any], where: str = "") -> tuple[str, ...]:
+        """The row's own label words, in label order; empty for a task whose words are fixed.
+
+        Raises:
+            DataError: an option is missing or blank, or two read the same.
+        """
+        at = f"{where}: " if where else ""
+        options = tuple(str(row.get(c) or "").strip() for c in self.option_columns)
+        for column, option in zip(self.option_columns, options, strict=True):
+            if not option:
+                raise DataError(f"{at}no option in the column {column!r}", "fill it")
+        if len(set(options)) != len(options):
+            raise DataError(f"{at}two options read the same: {options}", "options must differ")
+        return options
+
+    def accepted_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Every accepted answer of a generation task's row, each once; empty for other kinds."""
+        if self.kind != "generation":
+            return ()
+        value = value_at(row, self.label_column)
+        given = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(dict.fromkeys(str(v).strip() for v in given if str(v).strip()))
 
     def label_of(self, row: Mapping[str, Any], where: str = "") -> int | float | str:
         """The answer of a row: label index, score, or text.
@@ -177,14 +216,15 @@ class Task:
             DataError: the value is missing or outside the label set.
         """
         at = f"{where}: " if where else ""
-        value = row.get(self.label_column)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        value = value_at(row, self.label_column)
+        blank = isinstance(value, (str, list, tuple)) and not str(_first(value)).strip()
+        if value is None or blank:
             raise DataError(
                 f"{at}no value in the label column {self.label_column!r}",
                 "label the row or take it out",
             )
         if self.kind == "generation":
-            return str(value)
+            return str(_first(value)).strip()
         if self.kind == "regression":
             return self._score(value, at)
         index = self._bin_of(self._score(value, at)) if self.label_bins else self._index_of(value)
@@ -206,7 +246,7 @@ class Task:
         Raises:
             DataError: with ``label_bins``, a value that is no number.
         """
-        value = row.get(self.label_column)
+        value = value_at(row, self.label_column)
         if value is None:
             return self.rows.wheel is not None and self.rows.wheel.drop_unlabelled
         if str(value) in self.rows.drop_labels:
@@ -214,10 +254,15 @@ class Task:
         at = f"{where}: " if where else ""
         return bool(self.label_bins) and self._bin_of(self._score(value, at)) is None
 
-    def answer(self, label: int | float | str) -> str:
-        """The target text of an answer: the label word, the snapped score ("3.8"), the text."""
+    def answer(self, label: int | float | str, options: tuple[str, ...] = ()) -> str:
+        """The target text of an answer: the label word, the snapped score ("3.8"), the text.
+
+        Args:
+            label: what ``label_of`` gave.
+            options: the row's own label words, where the task has such.
+        """
         if self.kind == "classification":
-            return self.labels[int(label)]
+            return (options or self.labels)[int(label)]
         if self.kind == "regression":
             decimals = max(1, -math.floor(math.log10(self.score_step) + 1e-9))
             return f"{round(float(label) / self.score_step) * self.score_step:.{decimals}f}"
@@ -250,6 +295,8 @@ class Task:
             return self.label_values.get(text)
         if text in self.labels:
             return self.labels.index(text)
+        if isinstance(value, str) and re.fullmatch(r"\d+\.0+", text):
+            text = text.partition(".")[0]  # a label column that a spreadsheet made of floats
         if isinstance(value, float) and value.is_integer():
             text = str(int(value))
         if isinstance(value, bool):
@@ -263,49 +310,11 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _REGISTRY.glob("*.yaml")))
 
 
-def _problem(task: Task) -> tuple[str, str] | None:
-    """What contradicts itself in a task, and the remedy."""
-    if not task.metrics:
-        return "no metric", "name at least one"
-    if not task.description.strip():
-        return "no description", "one sentence: Given INPUT, the task is to GOAL."
-    if task.kind == "classification" and len(task.labels) < 2:
-        return f"{len(task.labels)} labels", "a classification task needs at least two label words"
-    if task.kind != "classification" and task.labels:
-        return f"labels with kind {task.kind!r}", "leave labels out"
-    if len(set(task.labels)) != len(task.labels):
-        return f"a label word twice in {task.labels}", "label words must differ"
-    if "f1" in task.metrics and len(task.labels) != 2:
-        return "metric f1 with more than two labels", "use macro_f1"
-    if any(not 0 <= index < len(task.labels) for index in task.label_values.values()):
-        return "label_values point outside labels", f"use 0 to {len(task.labels) - 1}"
-    if task.label_bins and set(task.label_bins) != set(task.labels):
-        return "label_bins do not name each label once", f"labels: {', '.join(task.labels)}"
-    if task.score_step <= 0:
-        return f"score_step {task.score_step}", "give a number above 0"
-    try:
-        parts = list(string.Formatter().parse(task.template))
-    except ValueError as error:
-        return f"template {task.template!r}: {error}", "write column names in braces"
-    names = [name for _, name, spec, conversion in parts if name is not None]
-    if not names or any(not name.isidentifier() for name in names) or any(p[2] for p in parts):
-        # Attribute and index access would let a template read more than the row's columns.
-        return f"template {task.template!r}", "write plain column names in braces: {text}"
-    return None
-
-
-def _interval(raw: object, where: str) -> tuple[float, float]:
-    if isinstance(raw, (list, tuple)) and len(raw) == 2:
-        low, high = raw
-        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high:
-            return float(low), float(high)
-    raise ConfigError(f"{where}: {raw!r} is not an interval", "give [low, high]")
-
-
-def _index(raw: object, where: str) -> int:
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        return raw
-    raise ConfigError(f"{where}: label_values: {raw!r} is not an index", "give 0, 1, ...")
+def _first(value: object) -> object:
+    """The first of several answers ("" of none); any other value itself."""
+    if isinstance(value, (list, tuple)):
+        return value[0] if value else ""
+    return value
 
 
 def _plain(value: Any) -> Any:
