@@ -17,6 +17,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
     from pemt.cli.experts import list_experts, show, verify
+    from pemt.cli.experts_rank import rank
     from pemt.cli.predict import predict
     from pemt.cli.tasks import list_tasks
     from pemt.cli.tasks import show as show_task
@@ -33,6 +34,7 @@ def commands() -> dict[str, Any]:
             "list": list_experts,
             "show": show,
             "verify": verify,
+            "rank": rank,
         },
         "tasks": {
             "_help": "Look at the tasks of the registry.",

@@ -15,7 +15,7 @@ def adapt(
     library: Path,
     *,
     base: str = "minilm",
-    experts: list[str] | None = None,
+    experts: list[str] | str | None = None,
     shots: int | None = None,
     data_seed: int = 0,
     validation: Literal["shots", "full"] = "shots",
@@ -43,7 +43,8 @@ def adapt(
         task: a name of `pemt tasks list`, or a YAML file of your own.
         library: folder with the experts.
         base: the base the experts were trained on.
-        experts: which experts, in gate-column order; all by default.
+        experts: which experts, in gate-column order: [mnli, qqp], or auto:4 for the four that rank
+            best on the training rows (`pemt experts rank` shows the ranking); all by default.
         shots: labels per class (regression and generation: in all); default: the whole split.
         data_seed: of the draw of labels.
         validation: "shots": select on as few labels as you train on; "full": on the whole split.

@@ -16,6 +16,8 @@ def train_source(
     base: str = "minilm",
     name: str | None = None,
     rows: int | None = None,
+    validation_rows: int | None = 1000,
+    test_rows: int | None = 1000,
     data_seed: int = 0,
     data_dir: Path | None = None,
     output: Path | None = None,
@@ -41,6 +43,8 @@ def train_source(
         base: minilm, smollm2, a folder, or a Hub id such as google-t5/t5-base.
         name: of the expert; the task's name by default.
         rows: at most this many training rows, drawn by data_seed; all by default.
+        validation_rows: select on at most this many validation rows; null takes all.
+        test_rows: score at most this many test rows; null takes all.
         data_seed: of the draw of rows.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
         output: folder of the run (default: runs/source-TASK).
@@ -59,8 +63,8 @@ def train_source(
     made = training.train_source(
         load_base(base, precision=precision),  # type: ignore[arg-type]
         chosen, library, name=name, config=source, settings=settings, rows=rows,
-        data_seed=data_seed, data_dir=data_dir, folder=folder, overwrite=overwrite,
-        progress=not json,
+        validation_rows=validation_rows, test_rows=test_rows, data_seed=data_seed,
+        data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
     )  # fmt: skip
     if json:
         print(json_format.dumps({"name": made.name, "metrics": made.metrics, "run": str(folder)}))

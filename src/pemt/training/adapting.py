@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from pemt.bases import Base, load_base
-from pemt.errors import ConfigError, UnknownNameError
-from pemt.experts import Expert, ExpertLibrary, check_compatible
+from pemt.experts import Expert, ExpertLibrary
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
 from pemt.tasks import Example, FewShot, Task, draw, load_examples, official_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
-from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
+from pemt.training.choosing import best_experts, picked
 from pemt.training.evaluating import Predictions, evaluate, evaluating, lengths, side_of
 from pemt.training.fitting import Fit, fit
 from pemt.training.record import run_record, write_json
 from pemt.training.settings import TrainSettings
+from pemt.training.sourcing import some
+
+if TYPE_CHECKING:
+    from pemt.methods.ranking import Ranking
 
 
 @dataclass
@@ -66,34 +69,6 @@ class AdaptResult:
         return predict(self.model, self.task, self.base.tokenizer, examples, self.settings).texts
 
 
-def compatible_experts(
-    base: Base, library: ExpertLibrary, names: Sequence[str] | None
-) -> list[Expert]:
-    """Load experts and refuse those made for another base, width or tokenizer.
-
-    Raises:
-        ConfigError: an empty library.
-        UnknownNameError: no expert of that name.
-        ExpertError: an altered expert, or one of another base.
-    """
-    from pemt.backbones import down_projections, fingerprint
-
-    chosen = list(names) if names is not None else library.names()
-    if not chosen:
-        raise ConfigError(
-            f"No experts in {library.root}", "train some first: pemt train-source --help"
-        )
-    made = fingerprint(base.model, base.backbone)
-    words = tokenizer_fingerprint(base.tokenizer)
-    site = down_projections(base.model, base.backbone)[0]
-    for name in chosen:
-        check_compatible(
-            library.info(name), base_fingerprint=made, tokenizer_fingerprint=words,
-            width=site.width, hidden=site.hidden,
-        )  # fmt: skip
-    return library.load_many(chosen)
-
-
 def target_rows(
     task: Task,
     *,
@@ -115,7 +90,7 @@ def adapt(
     task: Task | str,
     experts: ExpertLibrary | str | Path | Sequence[Expert],
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | str | None = None,
     shots: int | None = None,
     data_seed: int = 0,
     validation: Literal["shots", "full"] = "shots",
@@ -135,7 +110,8 @@ def adapt(
         base: a loaded base, or its name.
         task: a task, or its name in the registry.
         experts: a library or its folder, or loaded experts.
-        names: which experts and in which order; all by default.
+        names: which experts and in which order; all by default; "auto:4" takes the four that rank
+            best on the training rows (pemt.methods.ranking), best first.
         shots: labels per class (regression and generation: in all); None takes the full split.
         data_seed: of the few-shot draw.
         validation: "shots": as few validation rows as training rows; "full": the validation split.
@@ -157,14 +133,6 @@ def adapt(
     chosen_method = method_named(method)
     if isinstance(experts, (str, Path)):
         experts = ExpertLibrary(experts)
-    if isinstance(experts, ExpertLibrary):
-        experts = compatible_experts(base, experts, names) if chosen_method.transfers else []
-    elif names is not None:
-        by_name = {e.name: e for e in experts}
-        for name in names:
-            if name not in by_name:
-                raise UnknownNameError("expert", name, by_name)
-        experts = [by_name[name] for name in names]
     rows = rows or target_rows(
         task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
     )
@@ -172,9 +140,17 @@ def adapt(
         check_place(folder / "model")  # before the work, not after it
     config = config or PemtConfig()
     chosen = settings or TrainSettings()
+    ranking: Ranking | None = None
+    if not chosen_method.transfers:
+        experts = []
+    elif isinstance(names, str):
+        names, ranking = best_experts(
+            base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
+        )
+    experts = picked(base, experts, names)
     own = chosen_method.learning_rates[base.backbone.family]
     learning_rates = learning_rates or [chosen.learning_rate or own]
-    test = _some(rows.test, test_rows)
+    test = some(rows.test, test_rows, 0)
 
     def build() -> tuple[AdaptedModel, dict[str, Any]]:
         setting = Setting(
@@ -185,6 +161,8 @@ def adapt(
         return chosen_method.build(setting), setting.notes
 
     model, notes = build()
+    if ranking is not None:
+        notes["ranking"] = asdict(ranking)
     fitted: Fit | None = None
     if chosen_method.trains:
         model, fitted, chosen = _train(
@@ -267,12 +245,6 @@ def mean_gates(
             )
             total += gates.sum(1).cpu()
     return total / len(encoded)
-
-
-def _some(examples: Sequence[Example], count: int | None) -> list[Example]:
-    from pemt.training.sourcing import some
-
-    return some(examples, count, 0)
 
 
 def _write(
