@@ -21,7 +21,16 @@ def _highlights(text: str) -> str:
     return re.sub(r"\s*@highlight\s*", ". ", ended)
 
 
-CLEANERS: dict[str, Callable[[str], str]] = {"html": _html, "highlights": _highlights}
+def _spaces(text: str) -> str:
+    """Runs of spaces and line breaks become one space (options that were written one a line)."""
+    return " ".join(text.split())
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "html": _html,
+    "highlights": _highlights,
+    "spaces": _spaces,
+}
 """What a task's ``clean`` may name, by name."""
 
 
