@@ -52,6 +52,17 @@ def test_a_draw_is_the_same_for_ever(task, splits):
     assert [e.id for e in few.validation] == [f"train:{i}" for i in (22, 2, 38, 27, 3, 35)]
 
 
+def test_rows_with_their_own_options_are_drawn_by_label(tmp_path):
+    task = make_task(tmp_path, labels=["1", "2"], option_columns=["first", "second"])
+    rows = [
+        Example(f"train:{i}", f"text: {i}", i % 2, f"word {i}", options=(f"word {i}", f"no {i}"))
+        for i in range(12)
+    ]
+    few = draw(Splits(rows, [], []), task, shots=3, data_seed=0)
+    for part in (few.train, few.validation):
+        assert collections.Counter(e.label for e in part) == {0: 3, 1: 3}
+
+
 def test_the_order_of_rows_does_not_matter(task, splits):
     turned = Splits(splits.train[::-1], splits.validation, splits.test)
     assert draw(turned, task, shots=4, data_seed=0) == draw(splits, task, shots=4, data_seed=0)

@@ -10,24 +10,12 @@ from pemt.errors import DataError
 from pemt.tasks.rows import Example
 from pemt.tasks.splits import official_splits
 from pemt.tasks.task import Task, task_names
-from tests.tasks.builders import make_examples, make_task, mirror, real_splits
+from tests.tasks.builders import make_examples, make_task, real_splits
 
 FROZEN_TEST_IDS = ["all:1", "all:10", "all:13", "all:16"]
 
 OFFLINE = [name for name in task_names() if Task.named(name).rows.wheel]
 
-MIRROR_SIZES = {
-    "rte": (2490, 138, 139),
-    "cb": (250, 28, 28),
-    "mrpc": (3668, 204, 204),
-    "cola": (8551, 521, 522),
-    "stsb": (5749, 750, 750),
-    "wic": (5428, 319, 319),
-    "rotten_tomatoes": (8530, 1066, 1066),
-    "mnli": (20000, 1000, 9815),
-    "qnli": (17869, 1000, 5463),
-    "sst2": (19000, 1000, 872),
-}
 WHEEL_SIZES = {
     "boolq": (9427, 1635, 1635),
     "film_reviews": (7070, 1000, 2000),
@@ -128,14 +116,6 @@ def test_equal_texts_and_groups_stay_on_one_side(tmp_path):
             if e.group:
                 side["group", e.group].add(name)
     assert all(len(names) == 1 for names in side.values())
-
-
-@pytest.mark.mirror
-@pytest.mark.parametrize("name", MIRROR_SIZES)
-def test_published_sizes_from_the_mirror(name):
-    splits = real_splits(name, mirror())
-    assert tuple(splits.sizes.values()) == MIRROR_SIZES[name]
-    assert disjoint(splits)
 
 
 @pytest.mark.offline_assets

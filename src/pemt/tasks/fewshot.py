@@ -109,7 +109,9 @@ def _pools(examples: Sequence[Example], task: Task, seed: int) -> dict[str, list
     for example in ordered:
         if example.text not in seen:
             seen.add(example.text)
-            pools[example.target if by_label else ""].append(example)
+            # by index: the target is no label word where a row brings its own options
+            label = example.label if by_label else None
+            pools["" if label is None else task.labels[int(label)]].append(example)
     return pools
 
 
