@@ -109,6 +109,25 @@ def test_show_a_file_of_one_s_own(capsys, tmp_path):
     assert report["examples"][0]["text"] in capsys.readouterr().out
 
 
+def test_show_counts_options_by_label(capsys, tmp_path):
+    rows = [
+        {"text": f"the _ is {i}", "first": f"cup {i}", "second": f"jar {i}", "label": 1 + i % 2}
+        for i in range(20)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    make_task(
+        tmp_path,
+        labels=["1", "2"],
+        label_values={"1": 0, "2": 1},
+        option_columns=["first", "second"],
+        rows={"files": {"train": "rows.jsonl"}},
+    )
+    assert show(str(tmp_path / "tiny.yaml"), json=True) == 0
+    counts = json.loads(capsys.readouterr().out)["label_counts"].values()
+    assert sum(count["1"] for count in counts) == sum(count["2"] for count in counts) == 10
+
+
 def test_show_an_unknown_task():
     with pytest.raises(UnknownNameError, match="Did you mean: tweets"):
         show("twets")

@@ -99,9 +99,11 @@ def _report(task: Task, data_dir: Path | None) -> dict[str, Any]:
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     report["splits"] = splits.sizes
     if task.kind == "classification":
-        counts = {s: collections.Counter(e.target for e in part) for s, part in parts.items()}
+        # by index: where rows bring their own options, the target is no label word
+        counts = {s: collections.Counter(e.label for e in part) for s, part in parts.items()}
         report["label_counts"] = {
-            split: {word: count[word] for word in task.labels} for split, count in counts.items()
+            split: {word: count[i] for i, word in enumerate(task.labels)}
+            for split, count in counts.items()
         }
     report["examples"] = [
         {"id": e.id, "text": e.text, "target": e.target} for e in splits.train[:EXAMPLES]
