@@ -74,10 +74,11 @@ def best_probe(setting: Setting, train: Array, validation: Array) -> FittedProbe
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import log_loss
 
-    labels = {e.target for e in setting.train}
+    labels = {e.label for e in setting.train}
     if len(labels) < 2:
         raise DataError(
-            f"The training rows of task {setting.task.name!r} are all answered {labels.pop()!r}",
+            f"The training rows of task {setting.task.name!r} are all answered "
+            f"{setting.task.answer(labels.pop() or 0)!r}",
             "a regression needs rows of at least two answers",
         )
     mean = train.mean(0)
