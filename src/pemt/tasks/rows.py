@@ -34,6 +34,7 @@ class Example:
         group: rows with an equal group stay on one side of a split; "" is no group.
         accepted: every accepted answer of a generation task, the target first; empty for others.
         options: the row's own label words, where they differ per row; the target is one of them.
+        question: id of the question the row belongs to, for metrics by question; "" is none.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Example:
     group: str = ""
     accepted: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    question: str = ""
 
 
 @dataclass(frozen=True)
