@@ -13,7 +13,6 @@ from pemt.tasks.metrics import compute, parse_answer
 from pemt.tasks.task import Task
 from tests.tasks.builders import make_task
 
-
 GROUPED = "question_exact_match"
 
 
