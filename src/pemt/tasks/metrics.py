@@ -29,7 +29,6 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn import metrics as sk
 
 from pemt.errors import DataError, UnknownNameError
 from pemt.tasks.definition import METRICS
@@ -122,13 +121,11 @@ def resampled(
     # are counted once and a resample only adds up counts.
     table = np.zeros((unit.max() + 1, count * (count + 1)))
     np.add.at(table, (unit, labels * (count + 1) + chosen), 1.0)
-    truths, answers = np.divmod(np.arange(table.shape[1]), count + 1)
     score = _CLASSIFICATION[metric]
 
     def of_pairs(drawn: IntArray) -> float:
-        pairs: Array = np.bincount(drawn, minlength=len(table)).astype(float) @ table
-        there = pairs > 0
-        return score(answers[there], truths[there], pairs[there], count)
+        times = np.bincount(drawn, minlength=len(table)).astype(float)
+        return score((times @ table).reshape(count, count + 1))
 
     return len(table), of_pairs
 
@@ -241,48 +238,51 @@ def _mean_of(values: Array, unit: IntArray) -> tuple[int, Statistic]:
     return len(sizes), lambda drawn: float(sums[drawn].sum() / sizes[drawn].sum())
 
 
-def _recall(chosen: IntArray, labels: IntArray, weights: Array, count: int) -> float:
-    every = np.bincount(labels, weights, minlength=count)
-    right = np.bincount(labels, weights * (chosen == labels), minlength=count)
-    return float(np.mean(right[every > 0] / every[every > 0]))
+# The functions below take the confusion matrix [C, C + 1], truth by answer, the last column answers
+# that are no label. They are a thousand times faster on it than scikit-learn's are on rows, which
+# the resamples of an interval need; the tests hold them to scikit-learn.
 
 
-def _f1(chosen: IntArray, labels: IntArray, weights: Array, _: int) -> float:
-    return _mean_f1(chosen, labels, weights, [1])
+def _recall(pairs: Array) -> float:
+    there = pairs.sum(1)
+    return float(np.mean(pairs.diagonal()[there > 0] / there[there > 0]))
 
 
-def _macro_f1(chosen: IntArray, labels: IntArray, weights: Array, count: int) -> float:
-    # A label that is neither there nor predicted would score 0 for nothing: it is left out.
-    return _mean_f1(chosen, labels, weights, [i for i in range(count) if i in {*chosen, *labels}])
+def _f1s(pairs: Array) -> tuple[Array, Array]:
+    """[C] F1 of each label, and how often it occurs or is answered (0: its F1 is 0 for nothing)."""
+    seen = pairs[:, :-1].sum(0) + pairs.sum(1)
+    return 2 * pairs.diagonal() / np.maximum(seen, 1), seen
 
 
-def _mean_f1(chosen: IntArray, labels: IntArray, weights: Array, of: list[int]) -> float:
-    return float(
-        sk.f1_score(
-            labels, chosen, labels=of, average="macro", sample_weight=weights, zero_division=0.0
-        )
-    )
+def _f1(pairs: Array) -> float:
+    return float(_f1s(pairs)[0][1])
 
 
-def _matthews(chosen: IntArray, labels: IntArray, weights: Array, _: int) -> float:
-    if _constant(chosen, labels):
+def _macro_f1(pairs: Array) -> float:
+    scores, seen = _f1s(pairs)
+    return float(np.mean(scores[seen > 0]))
+
+
+def _matthews(pairs: Array) -> float:
+    # Gorodkin's R_K (2004), which is Matthews' correlation for two labels.
+    there, answered, rows = pairs.sum(1), pairs.sum(0), pairs.sum()
+    spread = (rows**2 - np.sum(there**2)) * (rows**2 - np.sum(answered**2))
+    if spread == 0:
         return 0.0
-    return float(sk.matthews_corrcoef(labels, chosen, sample_weight=weights))
+    return float((pairs.trace() * rows - there @ answered[:-1]) / np.sqrt(spread))
 
 
 def _constant(*arrays: NDArray[np.generic]) -> bool:
     return any(len(array) < 2 or bool(np.all(array == array[0])) for array in arrays)
 
 
-_CLASSIFICATION: dict[str, Callable[[IntArray, IntArray, Array, int], float]] = {
+_CLASSIFICATION: dict[str, Callable[[Array], float]] = {
     "f1": _f1,
     "macro_f1": _macro_f1,
     "balanced_accuracy": _recall,
     "matthews": _matthews,
     "question_f1": _f1,
 }
-"""Of distinct (answer, truth) pairs, each weighted by how often it occurs."""
-
 _REGRESSION: dict[str, Callable[[Array, Array], float]] = {
     "pearson": lambda scores, truth: (
         0.0 if _constant(scores, truth) else float(stats.pearsonr(scores, truth).statistic)
