@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pemt.training.settings import Answers
+
 
 def predict(
     run: Path,
@@ -17,6 +19,7 @@ def predict(
     library: Path | None = None,
     base: str | None = None,
     precision: str = "auto",
+    answers: Answers | None = None,
     json: bool = False,
 ) -> int:
     """Answer new texts with an adapted model.
@@ -34,6 +37,7 @@ def predict(
         library: where the experts are, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         precision: of the frozen base: auto, float32 or bfloat16.
+        answers: rank the label words, generate, or auto; by default as the model was adapted with.
         json: print one JSON object per line instead of the answer alone.
     """
     from pemt.errors import ConfigError, DataError
@@ -63,8 +67,9 @@ def predict(
         columns = list(task.columns)
         rendered = [task.render({columns[0]: t}) if len(columns) == 1 else t for t in text or []]
     examples = [Example(str(i), t, None, "") for i, t in enumerate(rendered)]
+    settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
     made = answer(
-        loaded.model, task, loaded.base.tokenizer, examples, loaded.settings,
+        loaded.model, task, loaded.base.tokenizer, examples, settings,
         progress=output is not None,
     )  # fmt: skip
     lines = []

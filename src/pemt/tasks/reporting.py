@@ -105,6 +105,23 @@ class Report:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """The interval and the invalid answers as sentences."""
+        if self.interval is None:
+            said = [f"No interval of {self.metric}: no resample of {self.n} rows changes it."]
+        else:
+            found = self.interval
+            said = [
+                f"{self.metric} {self.value:.3f}, {found.level:.0%} interval {found.low:.3f} to "
+                f"{found.high:.3f}: {found.width:.3f} wide on {found.units} test {found.unit}s."
+            ]
+        commonest = ", ".join(f"{text!r} {count} times" for text, count in self.invalid_texts)
+        said.append(
+            f"{self.invalid} of {self.n} answers were invalid"
+            + (f"; the commonest: {commonest}." if commonest else ".")
+        )
+        return said
+
 
 def report(
     task: Task,

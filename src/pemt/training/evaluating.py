@@ -114,8 +114,18 @@ def evaluating(model: AdaptedModel) -> Iterator[None]:
 
 
 def answers_of(task: Task, family: Family, answers: Answers) -> Answers:
-    """How answers are read: by a head, by ranking label words, or generated."""
+    """How answers are read: by a head, by ranking label words, or generated.
+
+    Raises:
+        ConfigError: ranking without label words, or generation on an encoder-only base.
+    """
     if family == "encoder-only":
+        if answers == "generate" and task.kind != "generation":  # that one has its own refusal
+            raise ConfigError(
+                f"answers='generate' for {task.name!r} on an encoder-only base, which writes no "
+                "text",
+                "leave answers at 'auto', or take an encoder-decoder or decoder-only base",
+            )
         return "rank"
     if answers == "rank" and task.kind != "classification":
         raise ConfigError(
@@ -278,8 +288,9 @@ def _answer_ids(
         worded = task
         if words != task.labels:
             worded = replace(
-                task, labels=words, label_values={}, label_bins={}, metrics=("accuracy",)
-            )
+                task, labels=words, label_values={}, label_bins={}, label_variants={},
+                option_columns=(), metrics=("accuracy",),
+            )  # fmt: skip
         ids[words] = label_word_ids(worded, tokenizer, model.family)
     return ids
 
