@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from pemt.cli import main
 from tests import tiny
@@ -86,7 +87,7 @@ def test_generated_and_ranked_answers_are_reported(place, tmp_path, capsys):
     text = run(capsys, "evaluate", folder, *flags).out
     assert f"{made['invalid']} of 16 answers were invalid; the commonest: " in text
     low, high = (made["interval"][end] for end in ("low", "high"))
-    assert f"95% interval {low:.3f} to {high:.3f}" in text
+    assert f"95 % interval {low:.3f} to {high:.3f}" in text
     assert "wide on 16 test rows" in text
     for word in ("precision", "recall", "as good", "invalid"):
         assert word in text
@@ -99,7 +100,7 @@ def test_generated_and_ranked_answers_are_reported(place, tmp_path, capsys):
 
 def test_adapting_says_the_interval(place, tmp_path, capsys):
     text = run(capsys, *adapt(place, tmp_path / "run", "--answers", "rank")).out
-    assert "95% interval" in text
+    assert "95 % interval" in text
     assert "0 of 16 answers were invalid." in text
 
 
@@ -109,3 +110,37 @@ def test_an_unknown_way_to_answer_is_refused(place, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "guess" in error
     assert "generate" in error
+
+
+def test_rows_with_their_own_options_are_predicted(place, tmp_path, capsys):
+    """WinoGrande's shape: the answer is one of two words that the row names."""
+    lines = [
+        {"text": f"w{i} {'nice' if i % 2 else 'dull'}", "first": "w1", "second": "w2 w3",
+         "label": i % 2}
+        for i in range(8)
+    ]  # fmt: skip
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    described = {
+        "kind": "classification", "template": "text: {text}", "label_column": "label",
+        "labels": ["1", "2"], "label_values": {"0": 0, "1": 1},
+        "option_columns": ["first", "second"], "description": "Given a text judge it",
+        "split": {"rule": "own"},
+        "rows": {"files": dict.fromkeys(("train", "validation", "test"), "own.jsonl")},
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    arguments = adapt(place, tmp_path / "run", "--json")
+    arguments[1], arguments[arguments.index("2")] = tmp_path / "own.yaml", "1"
+    made = json.loads(run(capsys, *arguments).out)
+    assert list(made["per_class"]) == ["1", "2"]
+
+    predicting = ["predict", tmp_path / "run", "--input", tmp_path / "own.jsonl"]
+    flags = ["--precision", "float32", "--json"]
+    shown = [json.loads(line) for line in run(capsys, *predicting, *flags).out.splitlines()]
+    assert len(shown) == 8
+    for entry in shown:
+        assert set(entry["probabilities"]) == {"w1", "w2 w3"}
+        assert entry["answer"] == max(entry["probabilities"], key=entry["probabilities"].get)
+        assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    bare = run(capsys, "predict", tmp_path / "run", "--text", '["w1"]', *flags, code=1).err
+    assert "has no options" in bare
+    assert "first, second" in bare

@@ -178,6 +178,18 @@ def test_invalid_answers_have_their_own_column(tmp_path):
     assert made.value == 2 / 7
 
 
+def test_a_report_is_said_in_two_sentences(tmp_path):
+    task = three(tmp_path)
+    said, texts = [None, None, 2, 1], ["x" * 99, "x" * 99, "c", "b"]
+    sure, wrong = report(task, said, [0, 1, 2, 1], texts).lines()
+    assert sure.startswith("accuracy 0.500, 95 % interval 0.")
+    assert sure.endswith(" wide on 4 test rows.")
+    assert wrong == f"2 of 4 answers were invalid; the commonest: '{'x' * 37}...' (2)."
+    unsure, none = report(three(tmp_path, "macro_f1"), [0, 1], [0, 1], ["a", "b"]).lines()
+    assert unsure == "No interval of macro_f1: no resample of 2 rows changes it."
+    assert none == "0 of 2 answers were invalid."
+
+
 def test_a_class_nobody_has_or_says_scores_nothing(tmp_path):
     made = report(three(tmp_path), [0, 1, 0], [0, 1, 1], ["a", "b", "a"])
     scores = made.per_class["c"]

@@ -102,7 +102,15 @@ def test_options_that_cannot_be_told_apart_or_written_are_refused(tmp_path, opti
         )
 
 
-def saying(model, tokenizer, words):
+def test_rows_that_should_have_options_and_have_none_are_refused(tmp_path):
+    base, model = model_on("t5")
+    task = replace(tiny.task(tmp_path), option_columns=("left", "right"))
+    without = [*rows(3), replace(rows(1)[0], id="test:9", options=())]
+    with pytest.raises(DataError, match="test:9 of task 'tiny' has no options"):
+        predict(model, task, base.tokenizer, without, tiny.settings())
+
+
+def saying(tokenizer, words):
     """A stand-in for `generate` that says `words[i]` to the i-th row it is shown."""
     said = iter(words)
 
@@ -120,7 +128,7 @@ def test_generated_options_are_read_by_their_own_row(tmp_path, monkeypatch, name
     task = tiny.task(tmp_path)
     examples = [replace(e, text="text: w1") for e in rows(4)]
     words = ["dull", "good", "good", "w7"]  # "good" is an option of the second row alone
-    monkeypatch.setattr(model, "generate", saying(model, base.tokenizer, words))
+    monkeypatch.setattr(model, "generate", saying(base.tokenizer, words))
     settings = tiny.settings(answers="generate")
     metrics, made = evaluate(model, task, base.tokenizer, examples, settings)
     assert made.values == [1, 1, None, 1]
@@ -160,7 +168,7 @@ def test_scores_in_text_are_read_or_invalid(tmp_path, monkeypatch, name):
         for i, score in enumerate([1, 2, 3, 4, 2])
     ]
     words = ["1.0", "0.0", "3.0", "good", "2.0 3.0"]
-    monkeypatch.setattr(model, "generate", saying(model, base.tokenizer, words))
+    monkeypatch.setattr(model, "generate", saying(base.tokenizer, words))
     metrics, made = evaluate(model, task, base.tokenizer, examples, tiny.settings())
     assert made.values == [1.0, None, 3.0, None, None]
     assert made.invalid == 3
@@ -178,7 +186,7 @@ def test_the_best_accepted_answer_counts(tmp_path, monkeypatch):
         Example("test:0", "text: w1", None, "nice", accepted=("nice", "lovely")),
         Example("test:1", "text: w1", None, "dull"),
     ]
-    monkeypatch.setattr(model, "generate", saying(model, base.tokenizer, ["lovely", "poor"]))
+    monkeypatch.setattr(model, "generate", saying(base.tokenizer, ["lovely", "poor"]))
     metrics, made = evaluate(model, task, base.tokenizer, examples, tiny.settings())
     assert metrics == {"exact_match": 0.5, "n": 2.0}
     shown = report_of(task, examples, made)

@@ -109,7 +109,10 @@ def _pools(examples: Sequence[Example], task: Task, seed: int) -> dict[str, list
     for example in ordered:
         if example.text not in seen:
             seen.add(example.text)
-            pools[example.target if by_label else ""].append(example)
+            word = example.target if by_label else ""
+            if by_label and example.options and example.label is not None:
+                word = task.labels[int(example.label)]  # the target is an option, no label word
+            pools[word].append(example)
     return pools
 
 

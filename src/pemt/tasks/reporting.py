@@ -110,12 +110,12 @@ class Report:
         if self.interval is None:
             said = [f"No interval of {self.metric}: no resample of {self.n} rows changes it."]
         else:
-            found = self.interval
+            found, sure = self.interval, f"{100 * self.interval.level:g} % interval"
             said = [
-                f"{self.metric} {self.value:.3f}, {found.level:.0%} interval {found.low:.3f} to "
-                f"{found.high:.3f}: {found.width:.3f} wide on {found.units} test {found.unit}s."
+                f"{self.metric} {self.value:.3f}, {sure} {found.low:.3f} to {found.high:.3f}: "
+                f"{found.width:.3f} wide on {found.units} test {found.unit}s."
             ]
-        commonest = ", ".join(f"{text!r} {count} times" for text, count in self.invalid_texts)
+        commonest = ", ".join(f"{_short(text)!r} ({count})" for text, count in self.invalid_texts)
         said.append(
             f"{self.invalid} of {self.n} answers were invalid"
             + (f"; the commonest: {commonest}." if commonest else ".")
@@ -247,6 +247,10 @@ def confusion_matrix(
     truth = np.array([int(cast("int", r)) for r in references])
     np.add.at(table, (truth, chosen_labels(task, predictions)), 1)
     return table
+
+
+def _short(text: str, limit: int = 40) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _per_class(task: Task, confusion: IntArray) -> dict[str, ClassScores]:

@@ -160,9 +160,16 @@ def predict(
         progress: show a progress bar.
 
     Raises:
-        ConfigError: a generation task on an encoder-only base.
+        ConfigError: a generation task on an encoder-only base, or answers that cannot be had.
+        DataError: no options for a row of a task whose rows have their own.
     """
     settings = settings or TrainSettings()
+    bare = [e.id for e in examples if task.option_columns and not e.options]
+    if bare:
+        raise DataError(
+            f"The example {bare[0]} of task {task.name!r} has no options",
+            f"give its own label words (columns {', '.join(task.option_columns)})",
+        )
     how = answers_of(task, model.family, settings.answers)
     encoded = encode_prompts_only(
         examples, task, tokenizer, model.family, **lengths(model, settings)
