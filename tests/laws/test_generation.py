@@ -185,3 +185,72 @@ def test_answers_without_tokens_are_refused(answers):
     ids, mask = tiny.batch()
     with pytest.raises(ConfigError, match="at least one token"):
         tiny.pemt(tiny.base("llama")).score_answers(ids, mask, answers)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", tiny.GENERATES)
+def test_answers_of_its_own_score_as_each_text_alone(name, side):
+    """Own answers, of different lengths, cost one pass and no accuracy."""
+    model = adapted(name)
+    ids, mask = tiny.batch(side=side)
+    own = [[[5, 9, 4, 1], [7, 1]], [[8], [6, 3, 1]], [[4, 1], [9, 9, 9, 9, 1]]]
+    together = model.score_answers(ids, mask, own)
+    assert together.shape == (3, 2)
+    for row in range(3):
+        text = ids[row : row + 1, mask[row].bool()]
+        assert_close(together[row], model.score_answers(text, None, own[row])[0], **CLOSE)
+    same = [own[0]] * 3
+    assert torch.equal(model.score_answers(ids, mask, same), model.score_answers(ids, mask, own[0]))
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([[[5], [6]], [[5], [6]]], "2 lists of 2 answers for 3 texts"),
+        ([[[5], [6]], [[5]], [[5], [6]]], "3 lists of 1 and 2 answers for 3 texts"),
+        ([[[5], []], [[5], [6]], [[5], [6]]], "at least one token"),
+        ([[[5], [6]], [], [[5], [6]]], "3 lists of 0 and 2 answers"),
+    ],
+)
+def test_unequal_answers_are_refused(answers, words):
+    ids, mask = tiny.batch()
+    with pytest.raises(ConfigError, match=words):
+        tiny.pemt(tiny.base("llama")).score_answers(ids, mask, answers)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", tiny.GENERATES)
+def test_ranking_words_of_one_token_is_greedy_among_them(name, side):
+    """The greedy first token, put among one-token answers, is the one ranked first."""
+    model = adapted(name)
+    ids, mask = tiny.batch(rows=6, side=side)
+    made = model.generate(ids, mask, **SETTINGS)
+    first = made[:, 1 if model.family == "encoder-decoder" else 0].tolist()
+    words = sorted({*first, 11, 12, 13})
+    ranked = model.score_answers(ids, mask, [[w] for w in words]).argmax(1).tolist()
+    assert [words[i] for i in ranked] == first
+
+
+@pytest.mark.parametrize("name", tiny.GENERATES)
+def test_a_greedy_answer_with_most_of_the_mass_is_ranked_first(name):
+    """No other answer can be likelier than one of more than half: greedy and ranking agree.
+
+    Below half they may differ, because greedy looks at one token and ranking at whole answers.
+    """
+    model = adapted(name)
+    base_logits = model.base.get_output_embeddings()
+    sharpen = base_logits.register_forward_hook(lambda _m, _i, out: 30 * out)
+    try:
+        ids, mask = tiny.batch(rows=6, side="left")
+        made = model.generate(ids, mask, **SETTINGS)
+        made = made[:, 1:] if model.family == "encoder-decoder" else made
+        greedy = [row.tolist() for row in made]
+        words = [list(w) for w in dict.fromkeys(map(tuple, greedy))]
+        words += [[token, 1] for token in range(60, 70)]
+        scores = model.score_answers(ids, mask, words)
+    finally:
+        sharpen.remove()
+    sure = [words.index(g) for g in greedy]
+    likely = scores[torch.arange(6), sure].exp() > 0.5
+    assert likely.sum() >= 3
+    assert torch.equal(scores.argmax(1)[likely], torch.tensor(sure)[likely])

@@ -13,6 +13,8 @@ from pemt.tasks.metrics import compute, parse_answer
 from pemt.tasks.task import Task
 from tests.tasks.builders import make_task
 
+GROUPED = "question_exact_match"
+
 
 @pytest.fixture(autouse=True)
 def no_warnings():
@@ -23,7 +25,7 @@ def no_warnings():
 
 @pytest.fixture
 def binary(tmp_path):
-    return make_task(tmp_path, metrics=list(METRICS["classification"]))
+    return make_task(tmp_path, metrics=[m for m in METRICS["classification"] if m != GROUPED])
 
 
 @pytest.fixture
@@ -38,9 +40,10 @@ def answers(tmp_path):
     return make_task(tmp_path, "answers", **settings)
 
 
-def test_binary_by_hand(binary):
+def test_binary_by_hand(tmp_path):
+    binary = make_task(tmp_path, metrics=list(METRICS["classification"]))
     # tp 2, fp 1, fn 1, tn 1
-    scores = compute(binary, [1, 1, 1, 0, 0], [1, 1, 0, 1, 0])
+    scores = compute(binary, [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], ["p", "p", "q", "r", "r"])
     assert scores == pytest.approx(
         {
             "accuracy": 3 / 5,
@@ -48,6 +51,8 @@ def test_binary_by_hand(binary):
             "macro_f1": (2 / 3 + 1 / 2) / 2,
             "balanced_accuracy": (2 / 3 + 1 / 2) / 2,
             "matthews": (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2),
+            "question_f1": 2 / 3,
+            "question_exact_match": 1 / 3,  # p is all right, q and r are not
         }
     )
     assert list(scores) == list(binary.metrics)

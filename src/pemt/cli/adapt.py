@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pemt.model.config import PemtConfig
-from pemt.training.settings import TrainSettings
+from pemt.training.settings import Answers, TrainSettings
 
 
 def adapt(
@@ -29,6 +29,7 @@ def adapt(
     compat: Literal["none", "released"] = "none",
     pemt: PemtConfig = PemtConfig(),  # noqa: B008 - frozen
     settings: TrainSettings = TrainSettings(),  # noqa: B008 - frozen
+    answers: Answers | None = None,
     json: bool = False,
 ) -> int:
     """Adapt a frozen base to a target task through a mixture of experts.
@@ -58,6 +59,8 @@ def adapt(
         compat: "released" takes the authors' released code where it differs from the paper.
         pemt: of the mixture, the prompt and the loss.
         settings: of training.
+        answers: "rank" the label words, "generate" (the paper) or "auto", which ranks where there
+            are label words; goes before settings.answers.
         json: print the result as JSON on stdout.
     """
     from pemt import training
@@ -71,6 +74,8 @@ def adapt(
     folder = run_folder(output, f"{chosen.name}-{method}-{drawn}", overwrite=overwrite)
     if compat == "released":
         pemt = PemtConfig.released()
+    if answers is not None:
+        settings = settings.changed(answers=answers)
     result = training.adapt(
         load_base(base, precision=precision),  # type: ignore[arg-type]
         chosen, library, names=experts, shots=shots, data_seed=data_seed, validation=validation,
@@ -85,11 +90,12 @@ def adapt(
             "task": chosen.name, "method": method, "metrics": result.metrics, "gates": gates,
             "trained_parameters": result.parameters[0], "notes": result.notes, "run": str(folder),
         }  # fmt: skip
-        print(json_format.dumps(shown))
+        print(json_format.dumps(shown | result.report.to_dict()))
         return 0
     trained, total = result.parameters
     scores = ", ".join(f"{k} {v:.3f}" for k, v in result.metrics.items() if k != "n")
     print(f"{title} on {chosen.name}: {scores} on {result.metrics['n']:.0f} test rows.")
+    print("\n".join(result.report.lines()))
     print(f"Trained {trained:,} parameters, {100 * trained / total:.2f} % of all.")
     if gates is not None:
         print("Mean gates: " + ", ".join(f"{k} {v:.2f}" for k, v in gates.items()))

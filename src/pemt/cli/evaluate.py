@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from pemt.training.settings import Answers
+
+if TYPE_CHECKING:
+    from pemt.tasks.reporting import Report
 
 
 def evaluate(
@@ -17,9 +22,13 @@ def evaluate(
     base: str | None = None,
     data_dir: Path | None = None,
     precision: str = "auto",
+    answers: Answers | None = None,
     json: bool = False,
 ) -> int:
     """Score an adapted model on a split of its task, or of another task with the same labels.
+
+    Prints the metrics, the 95 % bootstrap interval of the main one over the test rows, how many
+    generated answers were none of the task's, and the scores of each class.
 
     Example: pemt evaluate runs/product_reviews-pemt-16-0 --task film_reviews
 
@@ -32,13 +41,15 @@ def evaluate(
         base: load the base from here instead of from where the model says.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
         precision: of the frozen base: auto, float32 or bfloat16.
-        json: print the metrics as JSON on stdout.
+        answers: rank the label words, generate, or auto; by default as the model was adapted with.
+        json: print metrics, interval, scores per class and invalid answers as JSON on stdout.
     """
     from pemt import training
     from pemt.cli.choose import task_from
     from pemt.errors import ConfigError
     from pemt.tasks import load_examples, official_splits
     from pemt.training.deploying import load_run
+    from pemt.training.evaluating import answers_of
     from pemt.training.sourcing import some
 
     loaded = load_run(run, library=library, base=base, precision=precision)
@@ -51,14 +62,37 @@ def evaluate(
         )
     splits = official_splits(asked, load_examples(asked, data_dir=data_dir))
     examples = some(getattr(splits, split), rows, 0)
+    settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
     metrics, made = training.evaluate(
-        loaded.model, asked, loaded.base.tokenizer, examples, loaded.settings, progress=not json
+        loaded.model, asked, loaded.base.tokenizer, examples, settings, progress=not json
     )
+    report = training.report_of(asked, examples, made)
+    head = loaded.model.head is not None
+    how = "head" if head else answers_of(asked, loaded.model.family, settings.answers)
     if json:
-        print(json_format.dumps({"task": asked.name, "split": split, "metrics": metrics}))
+        shown = {"task": asked.name, "split": split, "answers": how, "metrics": metrics}
+        print(json_format.dumps(shown | report.to_dict()))
         return 0
     scores = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k != "n")
-    print(
-        f"{asked.name} {split}: {scores} on {len(examples)} rows, {made.invalid} invalid answers."
-    )
+    print(f"{asked.name} {split}: {scores} on {len(examples)} rows (answers: {how}).")
+    print("\n".join(report.lines()))
+    _print_classes(report)
     return 0
+
+
+def _print_classes(report: Report) -> None:
+    """Scores of each class beside how its rows were answered."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if report.per_class is None or report.confusion is None:
+        return
+    table = Table("class", box=None)
+    words = list(report.per_class)
+    for name in ("precision", "recall", "f1", "rows", *(f"as {w}" for w in words), "invalid"):
+        table.add_column(Text(name), justify="right")
+    for (word, scores), answered in zip(report.per_class.items(), report.confusion, strict=True):
+        shown = (f"{scores.precision:.3f}", f"{scores.recall:.3f}", f"{scores.f1:.3f}")
+        table.add_row(Text(word), *shown, str(scores.support), *map(str, answered))
+    Console().print(table)

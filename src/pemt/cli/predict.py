@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pemt.training.settings import Answers
+
 
 def predict(
     run: Path,
@@ -17,6 +19,7 @@ def predict(
     library: Path | None = None,
     base: str | None = None,
     precision: str = "auto",
+    answers: Answers | None = None,
     json: bool = False,
 ) -> int:
     """Answer new texts with an adapted model.
@@ -34,6 +37,7 @@ def predict(
         library: where the experts are, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         precision: of the frozen base: auto, float32 or bfloat16.
+        answers: rank the label words, generate, or auto; by default as the model was adapted with.
         json: print one JSON object per line instead of the answer alone.
     """
     from pemt.errors import ConfigError, DataError
@@ -48,31 +52,35 @@ def predict(
         )
     loaded = load_run(run, library=library, base=base, precision=precision)
     task = loaded.task
+    examples: list[Example] = []
     if input is not None:
-        rendered = []
+        needed = (*task.columns, *task.option_columns)
         for line, row in read_file(input):
-            missing = [c for c in task.columns if c not in row]
+            where = f"{input}:{line}"
+            missing = [c for c in needed if c not in row]
             if missing:
                 raise DataError(
-                    f"{input}:{line}: no column {missing[0]!r}",
-                    f"the task's template needs {', '.join(task.columns)}; "
-                    f"this row has {', '.join(row)}",
+                    f"{where}: no column {missing[0]!r}",
+                    f"the task needs {', '.join(needed)}; this row has {', '.join(row)}",
                 )
-            rendered.append(task.render(row))
+            number, options = str(len(examples)), task.options_of(row, where)
+            examples.append(Example(number, task.render(row), None, "", options=options))
     else:
         columns = list(task.columns)
         rendered = [task.render({columns[0]: t}) if len(columns) == 1 else t for t in text or []]
-    examples = [Example(str(i), t, None, "") for i, t in enumerate(rendered)]
+        examples = [Example(str(i), t, None, "") for i, t in enumerate(rendered)]
+    settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
     made = answer(
-        loaded.model, task, loaded.base.tokenizer, examples, loaded.settings,
+        loaded.model, task, loaded.base.tokenizer, examples, settings,
         progress=output is not None,
     )  # fmt: skip
     lines = []
-    for i, (shown, said) in enumerate(zip(rendered, made.texts, strict=True)):
-        entry: dict[str, Any] = {"text": shown, "answer": said}
+    for i, (example, said) in enumerate(zip(examples, made.texts, strict=True)):
+        entry: dict[str, Any] = {"text": example.text, "answer": said}
         if made.log_probabilities is not None:
-            chances = made.log_probabilities[i].softmax(-1).tolist()
-            entry["probabilities"] = dict(zip(task.labels, chances, strict=True))
+            words = example.options or task.labels
+            chances = made.log_probabilities[i].softmax(-1)[: len(words)].tolist()
+            entry["probabilities"] = dict(zip(words, chances, strict=True))
         lines.append(json_format.dumps(entry, ensure_ascii=False) if json or output else said)
     if output is not None:
         temporary = output.with_name(f".{output.name}.part")

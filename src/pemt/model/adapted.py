@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,30 +149,44 @@ class AdaptedModel(PromptedModel):
 
     @torch.no_grad()
     def score_answers(
-        self, input_ids: Tensor, attention_mask: Tensor | None, answers: Sequence[Sequence[int]]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        answers: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]],
     ) -> Tensor:
         """Log-likelihood of each answer for each text: the text runs once, the answers share it.
 
         Args:
             input_ids: `[B, S]`, without the prompt.
             attention_mask: `[B, S]`, padding on either side.
-            answers: C token id lists, the end token included.
+            answers: C token id lists, the end token included, for every text; or B lists of C
+                such lists, where each text has answers of its own.
 
         Returns:
             `[B, C]`, float32.
         """
         if self.family == "encoder-only":
             raise ConfigError("An encoder-only base scores no answers", "use the logits of forward")
-        if not answers or not all(len(a) for a in answers):
+        shared = not answers or not answers[0] or not isinstance(answers[0][0], Sequence)
+        per_text = cast(
+            "Sequence[Sequence[Sequence[int]]]",
+            [answers] * len(input_ids) if shared else answers,
+        )
+        if not answers or not all(len(a) for own in per_text for a in own):
             raise ConfigError(
                 f"Answers {answers!r}", "give at least one, each of at least one token"
             )
-        count, device = len(answers), input_ids.device
-        longest = max(len(a) for a in answers)
-        padded = torch.full((count, longest), -100, device=device)
-        for c, answer in enumerate(answers):
-            padded[c, : len(answer)] = torch.tensor(list(answer), device=device)
-        labels = padded.repeat(len(input_ids), 1)  # [B*C, L]
+        counts = sorted({len(own) for own in per_text})
+        if len(per_text) != len(input_ids) or len(counts) > 1:
+            raise ConfigError(
+                f"{len(per_text)} lists of {' and '.join(map(str, counts))} answers for "
+                f"{len(input_ids)} texts",
+                "give each text in the batch equally many answers",
+            )
+        count, device = counts[0], input_ids.device
+        longest = max(len(a) for own in per_text for a in own)
+        rows = [[*a, *[-100] * (longest - len(a))] for own in per_text for a in own]
+        labels = torch.tensor(rows, device=device)  # [B*C, L]
         input_ids, attention_mask = self._answer_at_the_end(input_ids, attention_mask)
         with self._answering() as context:
             embedded, mask, _ = self._prompted(input_ids, attention_mask, context)

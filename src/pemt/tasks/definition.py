@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 KINDS = ("classification", "regression", "generation")
 METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1", "macro_f1", "balanced_accuracy", "matthews"),
+    "classification": (
+        "accuracy", "f1", "macro_f1", "balanced_accuracy", "matthews",
+        "question_f1", "question_exact_match",
+    ),
     "regression": ("pearson", "spearman"),
     "generation": ("exact_match", "token_f1"),
-}
+}  # fmt: skip
 """The metrics each kind of task may name; the first a task names is its main one."""
 
 
@@ -86,8 +89,9 @@ def problem_of(task: Task) -> tuple[str, str] | None:
             f"{len(task.option_columns)} option_columns and {len(task.labels)} labels",
             "give one column per label, in the same order",
         )
-    if "f1" in task.metrics and len(task.labels) != 2:
-        return "metric f1 with more than two labels", "use macro_f1"
+    two_labels = [name for name in ("f1", "question_f1") if name in task.metrics]
+    if two_labels and len(task.labels) != 2:
+        return f"metric {two_labels[0]} with more than two labels", "use macro_f1"
     if any(not 0 <= index < len(task.labels) for index in task.label_values.values()):
         return "label_values point outside labels", f"use 0 to {len(task.labels) - 1}"
     if task.label_bins and set(task.label_bins) != set(task.labels):

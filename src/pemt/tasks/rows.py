@@ -31,7 +31,8 @@ class Example:
         text: the source text.
         label: label index (classification), score (regression), None (generation).
         target: the answer as text: label word, snapped score, answer.
-        group: rows with an equal group stay on one side of a split; "" is no group.
+        group: rows with an equal group stay on one side of a split, and are one question to metrics
+            by question; "" is no group.
         accepted: every accepted answer of a generation task, the target first; empty for others.
         options: the row's own label words, where they differ per row; the target is one of them.
     """

@@ -9,7 +9,7 @@ from pemt._lazy import lazy
 if TYPE_CHECKING:
     from pemt.training.adapting import AdaptResult, adapt
     from pemt.training.comparing import Cell, compare
-    from pemt.training.evaluating import Predictions, evaluate, predict
+    from pemt.training.evaluating import Predictions, evaluate, predict, report_of
     from pemt.training.settings import Answers, TrainSettings
     from pemt.training.sourcing import SourceResult, train_source
 
@@ -26,6 +26,7 @@ __getattr__ = lazy(
         "compare": "pemt.training.comparing",
         "evaluate": "pemt.training.evaluating",
         "predict": "pemt.training.evaluating",
+        "report_of": "pemt.training.evaluating",
         "train_source": "pemt.training.sourcing",
     },
 )
@@ -41,5 +42,6 @@ __all__ = [
     "compare",
     "evaluate",
     "predict",
+    "report_of",
     "train_source",
 ]

@@ -16,8 +16,16 @@ from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
 from pemt.tasks import Example, FewShot, Task, draw, load_examples, official_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
+from pemt.tasks.reporting import Report
 from pemt.training.choosing import best_experts, picked
-from pemt.training.evaluating import Predictions, evaluate, evaluating, lengths, side_of
+from pemt.training.evaluating import (
+    Predictions,
+    evaluate,
+    evaluating,
+    lengths,
+    report_of,
+    side_of,
+)
 from pemt.training.fitting import Fit, fit
 from pemt.training.record import run_record, write_json
 from pemt.training.settings import TrainSettings
@@ -40,6 +48,7 @@ class AdaptResult:
         gates: mean gates over test examples, `[layers, K]`; None for methods without gates.
         experts: names of the gate columns.
         predictions: on the test rows.
+        report: the interval of the main metric, scores per class, invalid answers.
         manifest: of the few-shot draw, or the sizes of the full splits.
         fit: how training went; None where nothing trains by gradient.
         parameters: (trained, total).
@@ -55,6 +64,7 @@ class AdaptResult:
     gates: torch.Tensor | None
     experts: list[str]
     predictions: Predictions
+    report: Report
     manifest: dict[str, Any]
     fit: Fit | None
     parameters: tuple[int, int]
@@ -177,8 +187,9 @@ def adapt(
             validation=None if fitted is None else fitted.best,
             gates=mean_gates(model, task, base, test[:256], chosen),
             experts=model.expert_names if isinstance(model, PemtModel) else [],
-            predictions=predictions, manifest=rows.manifest, fit=fitted,
-            parameters=model.parameter_counts(), settings=chosen, notes=notes,
+            predictions=predictions, report=report_of(task, test, predictions),
+            manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
+            settings=chosen, notes=notes,
         )  # fmt: skip
         if folder is not None:
             _write(result, folder, method=method, config=config, test=test)
@@ -264,12 +275,14 @@ def _write(
         for e, a in zip(test, result.predictions.texts, strict=True)
     ]
     write_json(folder / "predictions.json", lines)
+    shown = result.report.to_dict()
     write_json(
         folder / "results.json",
         {
             "task": result.task.name, "method": method, "metrics": result.metrics,
             "validation": result.validation, "parameters": result.parameters,
-            "invalid_answers": result.predictions.invalid,
+            **{key: shown[key] for key in
+               ("interval", "per_class", "confusion", "invalid", "invalid_texts")},
             "gates": None if result.gates is None
             else gate_table(result.gates, result.model, result.experts),
             "fit": None if result.fit is None else result.fit.__dict__, "notes": result.notes,

@@ -13,6 +13,7 @@ from pemt.model import PemtModel
 from pemt.model.config import from_dict
 from pemt.model.storage import CONFIG, load_model, read_description
 from pemt.tasks import Task
+from pemt.tasks.shaping import Mark
 from pemt.tasks.sources import RowSource
 from pemt.training.settings import TrainSettings
 
@@ -31,8 +32,11 @@ def task_from_saved(saved: dict[str, Any]) -> Task:
     """The task that an adapted model was saved with: how to render and read, not where rows are."""
     kept = {f.name for f in fields(Task)} - {"rows", "split", "group"}
     values = {k: v for k, v in saved.items() if k in kept}
-    for name in ("labels", "metrics"):
-        values[name] = tuple(values[name])
+    for name in ("labels", "metrics", "option_columns"):
+        values[name] = tuple(values.get(name, ()))
+    values["marks"] = tuple(Mark(**mark) for mark in values.get("marks", ()))
+    variants = values.get("label_variants", {})
+    values["label_variants"] = {k: tuple(v) for k, v in variants.items()}
     values["label_bins"] = {k: tuple(v) for k, v in values.get("label_bins", {}).items()}
     if values.get("score_range") is not None:
         values["score_range"] = tuple(values["score_range"])

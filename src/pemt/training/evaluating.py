@@ -16,6 +16,7 @@ from pemt.model import AdaptedModel
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, Encoded, encode_prompts_only, label_word_ids
 from pemt.tasks.metrics import compute, parse_answer
+from pemt.tasks.reporting import Report, report
 from pemt.training.settings import Answers, TrainSettings
 
 
@@ -26,7 +27,8 @@ class Predictions:
     Attributes:
         values: class number, score or text of each example; None for an invalid generated answer.
         texts: the answers as text.
-        log_probabilities: `[N, C]` where classes were scored, else None.
+        log_probabilities: `[N, C]` where classes were scored, else None; -inf where a row has
+            fewer options than another.
     """
 
     values: list[Any]
@@ -112,8 +114,18 @@ def evaluating(model: AdaptedModel) -> Iterator[None]:
 
 
 def answers_of(task: Task, family: Family, answers: Answers) -> Answers:
-    """How answers are read: by a head, by ranking label words, or generated."""
+    """How answers are read: by a head, by ranking label words, or generated.
+
+    Raises:
+        ConfigError: ranking without label words, or generation on an encoder-only base.
+    """
     if family == "encoder-only":
+        if answers == "generate" and task.kind != "generation":  # that one has its own refusal
+            raise ConfigError(
+                f"answers='generate' for {task.name!r} on an encoder-only base, which writes no "
+                "text",
+                "leave answers at 'auto', or take an encoder-decoder or decoder-only base",
+            )
         return "rank"
     if answers == "rank" and task.kind != "classification":
         raise ConfigError(
@@ -148,27 +160,31 @@ def predict(
         progress: show a progress bar.
 
     Raises:
-        ConfigError: a generation task on an encoder-only base.
+        ConfigError: a generation task on an encoder-only base, or answers that cannot be had.
+        DataError: no options for a row of a task whose rows have their own.
     """
     settings = settings or TrainSettings()
+    bare = [e.id for e in examples if task.option_columns and not e.options]
+    if bare:
+        raise DataError(
+            f"The example {bare[0]} of task {task.name!r} has no options",
+            f"give its own label words (columns {', '.join(task.option_columns)})",
+        )
     how = answers_of(task, model.family, settings.answers)
     encoded = encode_prompts_only(
         examples, task, tokenizer, model.family, **lengths(model, settings)
     )
-    order = longest_first(encoded)
     collate = Collator(tokenizer, model.family, side=side_of(model.family))
-    words = (
-        label_word_ids(task, tokenizer, model.family)
-        if how == "rank" and model.head is None
-        else []
-    )
+    ranks = how == "rank" and model.outputs != 1
+    choices = [e.options or task.labels for e in examples]
+    answer_ids = _answer_ids(task, tokenizer, model, choices) if ranks else {}
     values: list[Any] = [None] * len(encoded)
     texts = [""] * len(encoded)
-    scores: Tensor | None = None
-    starts = range(0, len(order), settings.eval_batch_size)
+    widest = max((len(own) for own in choices), default=0)
+    scores = torch.full((len(encoded), widest), -torch.inf) if ranks and encoded else None
+    batches = _batches(encoded, choices if ranks else [()] * len(encoded), settings.eval_batch_size)
     with evaluating(model):
-        for start in _bar(starts, "answering", progress):
-            rows = order[start : start + settings.eval_batch_size]
+        for rows in _bar(batches, "answering", progress):
             batch = collate([encoded[i] for i in rows])
             ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
             if how == "generate":
@@ -176,26 +192,24 @@ def predict(
                     ids, mask, max_new_tokens=settings.max_target_length, do_sample=False,
                     pad_token_id=tokenizer.pad_token_id,
                 )  # fmt: skip
-                for i, text in zip(
-                    rows, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True
-                ):
+                said = tokenizer.batch_decode(made, skip_special_tokens=True)
+                for i, text in zip(rows, said, strict=True):
                     texts[i] = text.strip()
                     values[i] = (
-                        text.strip() if task.kind == "generation" else parse_answer(task, text)
+                        texts[i]
+                        if task.kind == "generation"
+                        else parse_answer(task, text, examples[i].options)
                     )
-                continue
-            if model.outputs == 1:
-                for i, value in zip(
-                    rows, model(ids, mask).logits.squeeze(-1).tolist(), strict=True
-                ):
+            elif scores is None:
+                numbers = model(ids, mask).logits.squeeze(-1).tolist()
+                for i, value in zip(rows, numbers, strict=True):
                     values[i], texts[i] = value, f"{value:.2f}"
-                continue
-            logs = model.label_scores(ids, mask, words).float().cpu()
-            if scores is None:
-                scores = torch.zeros(len(encoded), logs.shape[1])
-            scores[rows] = logs
-            for i, best in zip(rows, logs.argmax(-1).tolist(), strict=True):
-                values[i], texts[i] = best, task.labels[best]
+            else:
+                own = [choices[i] for i in rows]
+                logs = _ranked(model, ids, mask, own, answer_ids).float().cpu()
+                scores[rows, : logs.shape[1]] = logs
+                for i, best in zip(rows, logs.argmax(-1).tolist(), strict=True):
+                    values[i], texts[i] = best, choices[i][best]
     return Predictions(values, texts, scores)
 
 
@@ -212,7 +226,7 @@ def evaluate(
 
     Returns:
         The task's metrics (plus "balanced_accuracy" for classification, "loss" where classes were
-        scored or scores predicted, and "n"), and the answers.
+        scored or scores predicted, and "n"), and the answers. `report_of` says what is behind them.
     """
     made = predict(model, task, tokenizer, examples, settings, progress=progress)
     truth = [_truth(task, e) for e in examples]
@@ -220,20 +234,99 @@ def evaluate(
     if task.kind == "classification" and "balanced_accuracy" not in task.metrics:
         # accuracy says little where one class is most of the rows
         scored = replace(task, metrics=(*task.metrics, "balanced_accuracy"))
-    metrics = dict(compute(scored, made.values, truth))
+    metrics = dict(compute(scored, made.values, truth, _questions(examples)))
     if made.log_probabilities is not None:
-        wanted = torch.tensor([int(t) for t in truth])
+        wanted = torch.tensor([int(cast("int", t)) for t in truth])
         metrics["loss"] = float(-made.log_probabilities[torch.arange(len(wanted)), wanted].mean())
     elif model.outputs == 1:
-        squares = [(v - float(t)) ** 2 for v, t in zip(made.values, truth, strict=True)]
+        squares = [
+            (v - float(cast("float", t))) ** 2 for v, t in zip(made.values, truth, strict=True)
+        ]
         metrics["loss"] = sum(squares) / len(squares)
     metrics["n"] = float(len(truth))
     return metrics, made
 
 
-def _truth(task: Task, example: Example) -> int | float | str:
+def report_of(task: Task, examples: Sequence[Example], predictions: Predictions) -> Report:
+    """The interval of the main metric, scores per class and invalid answers.
+
+    Args:
+        task: what was asked.
+        examples: labelled, in the order of the predictions.
+        predictions: of `predict` or `evaluate`.
+
+    Raises:
+        DataError: an example without a label, or without a question where the metric needs one.
+    """
+    truth = [_truth(task, e) for e in examples]
+    return report(task, predictions.values, truth, predictions.texts, _questions(examples))
+
+
+def _batches(
+    encoded: Sequence[Encoded], choices: Sequence[Sequence[str]], size: int
+) -> list[list[int]]:
+    """Row numbers by batch: similar lengths, and equally many options in each."""
+    order = longest_first(encoded)
+    made = []
+    for count in sorted({len(own) for own in choices}):
+        rows = [i for i in order if len(choices[i]) == count]
+        made += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return made
+
+
+def _answer_ids(
+    task: Task, tokenizer: Any, model: AdaptedModel, choices: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[list[int]]]:
+    """Token ids of each set of label words in use; none are needed where a head answers.
+
+    Raises:
+        ConfigError: a head with fewer outputs than a row has options.
+    """
+    widest = max(choices, key=len, default=())
+    if model.head is not None:
+        if model.outputs is not None and len(widest) > model.outputs:
+            raise ConfigError(
+                f"{len(widest)} options for a head of {model.outputs} outputs: {', '.join(widest)}",
+                f"give the task as many labels as a row has options ({len(widest)})",
+            )
+        return {}
+    ids = {}
+    for words in dict.fromkeys(choices):
+        worded = task
+        if words != task.labels:
+            worded = replace(
+                task, labels=words, label_values={}, label_bins={}, label_variants={},
+                option_columns=(), metrics=("accuracy",),
+            )  # fmt: skip
+        ids[words] = label_word_ids(worded, tokenizer, model.family)
+    return ids
+
+
+def _ranked(
+    model: AdaptedModel,
+    ids: Tensor,
+    mask: Tensor,
+    choices: Sequence[tuple[str, ...]],
+    answer_ids: dict[tuple[str, ...], list[list[int]]],
+) -> Tensor:
+    """Log-probabilities over each row's own options, `[B, C]`."""
+    if model.head is not None:
+        # an output beyond a row's options is no answer to it
+        return model.label_scores(ids, mask, [])[:, : len(choices[0])].log_softmax(-1)
+    if len(set(choices)) == 1:
+        return model.label_scores(ids, mask, answer_ids[choices[0]])
+    own = [answer_ids[words] for words in choices]
+    return model.score_answers(ids, mask, own).log_softmax(-1)
+
+
+def _questions(examples: Sequence[Example]) -> list[str] | None:
+    questions = [e.group for e in examples]
+    return questions if any(questions) else None
+
+
+def _truth(task: Task, example: Example) -> int | float | tuple[str, ...]:
     if task.kind == "generation":
-        return example.target
+        return example.accepted or (example.target,)
     if example.label is None:
         raise DataError(
             f"The example {example.id} of task {task.name!r} has no label",

@@ -70,11 +70,20 @@ def start_prompt(base: Base, task: Task, kind: str, *, seed: int = 0) -> torch.T
 
 
 def some(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
-    """At most `count` rows, drawn by seed; None takes all."""
+    """At most `count` rows, drawn by seed, of whole groups where rows have one; None takes all."""
     if count is None or count >= len(examples):
         return list(examples)
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))[:count]
-    return [examples[i] for i in chosen]
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))
+    if not any(e.group for e in examples):
+        return [examples[i] for i in order[:count]]
+    members: dict[str, list[Example]] = {}
+    for i in order:
+        members.setdefault(examples[i].group or f"\0{i}", []).append(examples[i])
+    chosen: list[Example] = []
+    for group in members.values():
+        if len(chosen) + len(group) <= count:
+            chosen += group
+    return chosen
 
 
 def train_source(
