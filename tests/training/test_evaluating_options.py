@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from pemt.errors import ConfigError, DataError
-from pemt.tasks import Example
+from pemt.tasks import Example, Task
 from pemt.training import evaluate, predict, report_of
+from pemt.training.deploying import task_from_saved
 from pemt.training.evaluating import Predictions
+from pemt.training.sourcing import some
 from tests import tiny
 from tests.training.test_evaluating import model_on
 
@@ -207,3 +210,23 @@ def test_questions_are_scored_and_resampled_whole(tmp_path):
     half = [replace(e, group="") if i > 20 else e for i, e in enumerate(examples)]
     with pytest.raises(DataError, match="Row 21 belongs to no question"):
         report_of(task, half, made)
+
+
+@pytest.mark.parametrize("name", ["wsc", "winogrande", "paws", "record", "stsb", "multirc"])
+def test_a_saved_task_renders_and_answers_as_before(name):
+    """A run keeps its task as JSON: what comes back must read rows in the same way."""
+    task = Task.named(name)
+    back = task_from_saved(json.loads(json.dumps(task.to_dict())))
+    kept = set(task.to_dict()) - {"rows", "split", "group"}
+    assert {k: v for k, v in vars(back).items() if k in kept} == {
+        k: v for k, v in vars(task).items() if k in kept
+    }
+
+
+def test_fewer_rows_keep_whole_groups():
+    examples = [replace(e, group=f"q{i // 4}") for i, e in enumerate(rows(40))]
+    drawn = some(examples, 18, 0)
+    assert len(drawn) == 16
+    assert all(sum(e.group == g for e in drawn) == 4 for g in {e.group for e in drawn})
+    assert some(examples, 18, 1) != drawn
+    assert len(some([replace(e, group="") for e in examples], 18, 0)) == 18
