@@ -1,4 +1,7 @@
-"""Rows from CSV, TSV and JSONL files, plain or gzipped, with the line each one began on."""
+"""Rows from CSV, TSV, JSONL and Parquet files, with the line (Parquet: the row) each came from.
+
+Files are read as streams: memory holds the rows and one line, never a second copy of the file.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,60 @@ import csv
 import gzip
 import io
 import json
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pemt.errors import DataError
 
 Row = tuple[int, dict[str, Any]]
-"""A row with the number of its (first) line, counted from 1."""
+"""A row with the number of its (first) line, or of the row itself in Parquet, counted from 1."""
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+PARQUET = ".parquet"
+CELL_LIMIT = 2**24
+"""The longest CSV or TSV cell, in characters; Python's own limit of 131,072 cuts off whole books,
+and some limit is what finds a quote that is never closed."""
+
+_PARQUET_BATCH = 1000
 
 
 def read_file(path: Path) -> list[Row]:
     """Every row of a file.
 
     Args:
-        path: ``.csv``, ``.tsv`` (both with a header) or ``.jsonl``; ``.gz`` may follow. UTF-8.
+        path: ``.csv``, ``.tsv`` (both with a header) or ``.jsonl``, UTF-8, ``.gz`` may follow; or
+            ``.parquet``, whose nested columns stay dicts and lists.
 
     Raises:
         DataError: missing, empty, truncated, not UTF-8, a broken line; file and line are named.
     """
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in SUFFIXES:
+    if path.suffix == PARQUET:
+        rows = list(_parquet(path))
+    elif suffix == ".jsonl":
+        with _stream(path) as stream:
+            rows = list(_jsonl(_lines(stream, path), str(path)))
+    elif suffix in SUFFIXES:
+        with _stream(path) as stream, _long_cells():
+            delimiter = "," if suffix == ".csv" else "\t"
+            rows = list(_csv(_lines(stream, path), str(path), delimiter))
+    else:
         raise DataError(
             f"{path} is none of the file types read here",
-            f"allowed: {', '.join(SUFFIXES)}, each also with .gz",
+            f"allowed: {', '.join(SUFFIXES)}, each also with .gz, and {PARQUET}",
         )
-    text = decode(_bytes(path), str(path))
-    if suffix == ".jsonl":
-        rows = list(parse_jsonl(text, str(path)))
-    else:
-        rows = list(_parse_csv(text, str(path), "," if suffix == ".csv" else "\t"))
     if not rows:
         raise DataError(f"{path} has no rows", "it must hold at least one labelled row")
     return rows
+
+
+def at(source: str, number: int) -> str:
+    """Where a row is, for messages: "file:line", and "file, row 3" where there are no lines."""
+    return f"{source}, row {number}" if source.endswith(PARQUET) else f"{source}:{number}"
 
 
 def decode(content: bytes, where: str) -> str:
@@ -54,10 +75,7 @@ def decode(content: bytes, where: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{where}:{line}: byte 0x{content[error.start]:02x} is not UTF-8",
-            "save the file as UTF-8",
-        ) from None
+        raise _not_utf8(f"{where}:{line}", content[error.start]) from None
 
 
 def parse_jsonl(text: str, where: str) -> Iterator[Row]:
@@ -66,7 +84,11 @@ def parse_jsonl(text: str, where: str) -> Iterator[Row]:
     Raises:
         DataError: a line that is not JSON, or not an object.
     """
-    for number, line in enumerate(text.split("\n"), start=1):
+    return _jsonl(text.split("\n"), where)
+
+
+def _jsonl(lines: Iterable[str], where: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -81,20 +103,18 @@ def parse_jsonl(text: str, where: str) -> Iterator[Row]:
                 f"{where}:{number}: a {type(row).__name__}, not an object",
                 'write one object a line: {"text": "...", "label": ...}',
             )
-        yield number, row
+        # The parser makes new strings for the same few names in every line.
+        yield number, {sys.intern(key): value for key, value in row.items()}
 
 
-def _parse_csv(text: str, where: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+def _csv(lines: Iterable[str], where: str, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] = []
     line = 1
     try:
         for cells in reader:
-            if header is None:
-                header = [name.strip() for name in cells]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    raise DataError(f"{where}:1: the column {twice[0]!r} is there twice")
+            if cells and not header:
+                header = _header(cells, f"{where}:{line}", delimiter)
             elif cells:
                 if len(cells) != len(header):
                     raise DataError(
@@ -105,18 +125,107 @@ def _parse_csv(text: str, where: str, delimiter: str) -> Iterator[Row]:
                 yield line, dict(zip(header, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{where}:{line}: {error}", "close every quote that opens") from None
+        what = str(error)
+        if "field limit" in what:
+            what = f"a cell of more than {CELL_LIMIT:,} characters"
+        raise DataError(f"{where}:{line}: {what}", "close every quote that opens") from None
 
 
-def _bytes(path: Path) -> bytes:
+def _header(cells: list[str], where: str, delimiter: str) -> list[str]:
+    header = [sys.intern(name.strip()) for name in cells]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{where}: the column {twice[0]!r} is there twice", "rename one or take it out"
+        )
+    others = {",": "commas", ";": "semicolons", "\t": "tabs"}
+    if len(header) == 1:
+        for other in others.keys() - {delimiter}:
+            if other in header[0]:
+                own = others[delimiter]
+                fix = {",": "name it .csv", "\t": "name it .tsv"}.get(other, f"save it with {own}")
+                raise DataError(
+                    f"{where}: one column, {header[0]!r}: the file is separated by "
+                    f"{others[other]}, not by {own}",
+                    fix,
+                )
+    return header
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    number = 0
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise DataError(
+                    f"{path}: the column {twice[0]!r} is there twice", "rename one or take it out"
+                )
+            for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        raise DataError(f"{path} does not exist", "check the path") from None
+    except (OSError, pa.ArrowException) as error:
+        where = f"{path} (after row {number})" if number else str(path)
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{where} is truncated or not Parquet: {reason}", "copy or download it again"
+        ) from error
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        stream = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", "check the path") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}", "check its permissions") from error
+    with stream:
+        yield stream  # type: ignore[misc]
+
+
+def _lines(stream: IO[bytes], path: Path) -> Iterator[str]:
+    """Decoded lines with their ends; a line ends at a newline or (old files) a carriage return."""
+    number = 0
+    try:
+        for number, raw in enumerate(stream, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{path}:{number}", error.object[error.start]) from None
+            if "\0" in line:
+                raise DataError(
+                    f"{path}:{number}: a NUL byte: this is not a text file, or it is UTF-16",
+                    "save the file as UTF-8 text",
+                )
+            if "\r" in line[:-2]:
+                yield from io.StringIO(line, newline="")
+            else:
+                yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path} is truncated or not gzip: {error}", "copy or download it again"
+            f"{path}:{number + 1}: the file is truncated or not gzip: {error}",
+            "copy or download it again",
         ) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path}:{number + 1}: cannot be read: {error}") from error
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    before = csv.field_size_limit(CELL_LIMIT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _not_utf8(where: str, byte: int) -> DataError:
+    return DataError(f"{where}: byte 0x{byte:02x} is not UTF-8", "save the file as UTF-8")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pemt import assets
 from pemt.errors import DataError
-from pemt.tasks.files import Row, read_file
+from pemt.tasks.files import Row, at, read_file
 from pemt.tasks.sources import HubRows, value_at
 from pemt.tasks.task import Task
 from pemt.tasks.wheels import read_wheel
@@ -188,7 +188,7 @@ def _examples(task: Task, split: str, rows: Sequence[Row], source: str) -> list[
     ids = _ids(rows)
     examples = []
     for (number, row), own in zip(rows, ids, strict=True):
-        where = f"{source}:{number}"
+        where = at(source, number)
         _check_columns(task, row, where)
         if task.leaves_out(row, where):
             continue
