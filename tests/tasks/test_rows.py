@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
-import types
 
 import pytest
 
 from pemt.errors import DataError
 from pemt.tasks.rows import load_examples, locate
-from pemt.tasks.sources import HubRows
 from pemt.tasks.task import Task
 from tests.tasks.builders import make_task, mirror
 
@@ -41,38 +38,6 @@ def test_every_format_gives_the_same_examples(tmp_path, name, content):
         ("train:0", "text: one", 0, "bad"),
         ("train:1", "text: two", 1, "good"),
     ]
-
-
-def test_csv_cells_with_quotes_and_newlines(tmp_path):
-    rows = load(tmp_path, "a.csv", 'text,label\n"a, ""b""\nc",0\nd,1\n')
-    assert [e.text for e in rows] == ['text: a, "b"\nc', "text: d"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", "", r"a\.jsonl has no rows"),
-        ("a.csv", "text,label\n", r"a\.csv has no rows"),
-        ("a.jsonl", JSONL + "{broken\n", r"a\.jsonl:4: not JSON"),
-        ("a.jsonl", JSONL + "[1]\n", r"a\.jsonl:4: a list, not an object"),
-        ("a.jsonl", JSONL + '{"text": "x", "label": 7}\n', r"a\.jsonl:4: label 7 is outside"),
-        ("a.jsonl", JSONL + '{"text": "x"}\n', r"a\.jsonl:4: no column 'label'"),
-        ("a.jsonl", JSONL + '{"text": "  ", "label": 1}\n', r"a\.jsonl:4: blank text"),
-        ("a.jsonl", JSONL + '{"text": null, "label": 1}\n', r"a\.jsonl:4: blank text"),
-        ("a.csv", "txt,label\nx,0\n", r"a\.csv:2: no column 'text'. Did you mean: txt"),
-        ("a.csv", 'text,label\n"x\ny",0\nz\n', r"a\.csv:4: 1 cells, and the header has 2"),
-        ("a.csv", "text,label\nx,y,0\n", r"a\.csv:2: 3 cells"),
-        ("a.csv", 'text,label\nx,0\n"y,1\n', r"a\.csv:3: "),
-        ("a.csv", "text,text\nx,0\n", r"the column 'text' is there twice"),
-        ("a.csv", b"text,label\nx,0\n\xe9t\xe9,1\n", r"a\.csv:3: byte 0xe9 is not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode() * 50, mtime=0)[:-12], "truncated or not gzip"),
-        ("a.jsonl.gz", JSONL, "truncated or not gzip"),
-        ("a.xlsx", "x", "none of the file types"),
-    ],
-)
-def test_bad_files_name_file_and_line(tmp_path, name, content, message):
-    with pytest.raises(DataError, match=message):
-        load(tmp_path, name, content)
 
 
 def test_missing_file_and_missing_column_list_what_is_there(tmp_path):
@@ -145,38 +110,6 @@ def test_an_incomplete_or_absent_mirror_is_an_error(tmp_path):
         load_examples(task, data_dir=tmp_path / "data")
     with pytest.raises(DataError, match="does not exist"):
         load_examples(task, data_dir=tmp_path / "dota")
-
-
-def fake_hub(monkeypatch, load_dataset):
-    module = types.SimpleNamespace(load_dataset=load_dataset)
-    monkeypatch.setitem(sys.modules, "datasets", module)
-
-
-def test_hub_rows_use_the_repository_s_split_names(tmp_path, monkeypatch):
-    monkeypatch.delenv("PEMT_DATA_DIR", raising=False)
-    asked = []
-
-    def load_dataset(path, name, split, revision):
-        asked.append((path, name, split, revision))
-        return [{"text": split, "label": 1}]
-
-    fake_hub(monkeypatch, load_dataset)
-    hub = {"path": "a/b", "name": "c", "splits": {"validation": "dev"}, "revision": "r"}
-    task = make_task(tmp_path, rows={"hub": hub}, split={"rule": "halve_validation"})
-    assert isinstance(task.rows.hub, HubRows)
-    assert load_examples(task)["validation"][0].text == "text: dev"
-    assert asked == [("a/b", "c", "train", "r"), ("a/b", "c", "dev", "r")]
-
-
-def test_an_unreachable_hub_says_what_to_do(monkeypatch):
-    monkeypatch.delenv("PEMT_DATA_DIR", raising=False)
-
-    def load_dataset(*args, **kwargs):
-        raise ConnectionError("no route")
-
-    fake_hub(monkeypatch, load_dataset)
-    with pytest.raises(DataError, match=r"no route\n.*PEMT_DATA_DIR"):
-        load_examples(Task.named("rte"))
 
 
 @pytest.mark.mirror

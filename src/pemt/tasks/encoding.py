@@ -35,6 +35,9 @@ CUE = "\nanswer:"
 IGNORED = -100
 """The label of positions without a loss."""
 
+BATCH = 1000
+"""Texts given to the tokenizer at once."""
+
 
 def encode(
     examples: Sequence[Example],
@@ -64,7 +67,7 @@ def encode(
         ConfigError: the lengths do not fit the base, a generation task for an encoder-only base,
             or a label word longer than ``max_target_length``.
     """
-    _check(task, family, max_source_length, max_target_length, max_positions, prompt_length)
+    check_fits(task, family, max_source_length, max_target_length, max_positions, prompt_length)
     sources = _sources(examples, tokenizer, family, max_source_length)
     if family == "encoder-only":
         labels = [_number(example, task) for example in examples]
@@ -95,7 +98,7 @@ def encode_prompts_only(
     Arguments and errors are those of ``encode``; ``max_target_length`` is the room that
     generation needs.
     """
-    _check(task, family, max_source_length, max_target_length, max_positions, prompt_length)
+    check_fits(task, family, max_source_length, max_target_length, max_positions, prompt_length)
     return [{"input_ids": s} for s in _sources(examples, tokenizer, family, max_source_length)]
 
 
@@ -214,9 +217,10 @@ class Collator:
         return [row + fill for fill, row in zip(fills, rows, strict=True)]
 
 
-def _check(
+def check_fits(
     task: Task, family: Family, source: int, target: int, positions: int | None, prompt: int
 ) -> None:
+    """Whether a family can do a task at these lengths; arguments and errors are `encode`'s."""
     if family not in FAMILIES:
         raise ConfigError(f"family is {family!r}", f"allowed: {', '.join(FAMILIES)}")
     if family == "encoder-only" and task.kind == "generation":
@@ -298,14 +302,18 @@ def _start(tokenizer: Any) -> list[int]:
 
 
 def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning about texts that are cut to fit right after
-        **options,
-    )
-    return [list(ids) for ids in encoded["input_ids"]]
+    found: list[list[int]] = []
+    # In batches: of every text the tokenizer also keeps offsets and token strings while it works.
+    for start in range(0, len(texts), BATCH):
+        encoded = tokenizer(
+            texts[start : start + BATCH],
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # no warning about texts that are cut to fit right after
+            **options,
+        )
+        found.extend(encoded["input_ids"])
+    return found
 
 
 def _number(example: Example, task: Task) -> int | float:

@@ -182,13 +182,17 @@ def _parquet(path: Path) -> Iterator[Row]:
 @contextmanager
 def _stream(path: Path) -> Iterator[IO[bytes]]:
     try:
-        stream = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        stream = path.open("rb")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", "check the path") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}", "check its permissions") from error
     with stream:
-        yield stream  # type: ignore[misc]
+        if path.suffix != ".gz":
+            yield stream
+            return
+        with gzip.GzipFile(fileobj=stream) as unpacked:
+            yield unpacked  # type: ignore[misc]
 
 
 def _lines(stream: IO[bytes], path: Path) -> Iterator[str]:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from pemt import assets
 from pemt.errors import DataError
 from pemt.tasks.files import Row, at, read_file
-from pemt.tasks.sources import HubRows, value_at
+from pemt.tasks.hub import read_hub
+from pemt.tasks.sources import value_at
 from pemt.tasks.task import Task
 from pemt.tasks.wheels import read_wheel
 
@@ -129,7 +130,7 @@ def load_examples(task: Task, *, data_dir: Path | None = None) -> dict[str, list
         raw = read_wheel(task.rows.wheel)
         names = {split: f"{origin.where}, {split}" for split in raw}
     elif task.rows.hub is not None:
-        raw = _read_hub(task.rows.hub, needed_splits(task))
+        raw = read_hub(task.rows.hub, needed_splits(task)).rows
         names = {split: f"{origin.where}, {split}" for split in raw}
     return {split: _examples(task, split, rows, names[split]) for split, rows in raw.items()}
 
@@ -158,30 +159,6 @@ def _mirror(task: Task, folder: Path) -> Origin:
             )
         paths[split] = found[0]
     return Origin("mirror", str(folder), True, paths)
-
-
-def _read_hub(hub: HubRows, splits: Sequence[str]) -> dict[str, list[Row]]:
-    import datasets
-
-    rows: dict[str, list[Row]] = {}
-    for split in splits:
-        theirs = hub.splits.get(split, split)
-        try:
-            table = datasets.load_dataset(hub.path, hub.name, split=theirs, revision=hub.revision)
-            rows[split] = [
-                (number, dict(row))
-                for number, row in enumerate(table)
-                if all(str(row.get(column)) == value for column, value in hub.keep.items())
-            ]
-        except Exception as error:
-            # Whatever goes wrong below (network, permission, format), the remedy is one.
-            raise DataError(
-                f"The split {theirs!r} of {hub.path} {hub.name or ''} could not be loaded from the "
-                f"Hub: {type(error).__name__}: {error}",
-                "check the connection (`pemt doctor`), or give a local mirror: --data-dir or "
-                "PEMT_DATA_DIR",
-            ) from error
-    return rows
 
 
 def _examples(task: Task, split: str, rows: Sequence[Row], source: str) -> list[Example]:

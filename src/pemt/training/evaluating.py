@@ -14,7 +14,8 @@ from pemt.backbones import Family, max_positions
 from pemt.errors import ConfigError, DataError
 from pemt.model import AdaptedModel
 from pemt.tasks import Example, Task
-from pemt.tasks.encoding import Collator, Encoded, encode_prompts_only, label_word_ids
+from pemt.tasks.cache import encode_cached
+from pemt.tasks.encoding import Collator, Encoded, label_word_ids
 from pemt.tasks.metrics import compute, parse_answer
 from pemt.tasks.reporting import Report, report
 from pemt.training.settings import Answers, TrainSettings
@@ -171,8 +172,8 @@ def predict(
             f"give its own label words (columns {', '.join(task.option_columns)})",
         )
     how = answers_of(task, model.family, settings.answers)
-    encoded = encode_prompts_only(
-        examples, task, tokenizer, model.family, **lengths(model, settings)
+    encoded = encode_cached(
+        examples, task, tokenizer, model.family, **lengths(model, settings), prompts_only=True
     )
     collate = Collator(tokenizer, model.family, side=side_of(model.family))
     ranks = how == "rank" and model.outputs != 1

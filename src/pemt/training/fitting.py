@@ -21,7 +21,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from pemt.errors import DataError, TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks import Example, Task
-from pemt.tasks.encoding import Collator, encode
+from pemt.tasks.cache import encode_cached
+from pemt.tasks.encoding import Collator
 from pemt.training.evaluating import evaluate, lengths, side_of
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
@@ -78,7 +79,7 @@ def fit(
     """
     if not train:
         raise DataError(f"No training rows for task {task.name!r}", "give at least one")
-    rows = encode(train, task, tokenizer, model.family, **lengths(model, settings))
+    rows = encode_cached(train, task, tokenizer, model.family, **lengths(model, settings))
     per_epoch = math.ceil(len(rows) / (settings.batch_size * settings.accumulation))
     total = settings.max_steps if settings.max_steps > 0 else math.ceil(per_epoch * settings.epochs)
     every = max(1, math.ceil(total / settings.evaluations))

@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
+from pemt.tasks.cache import lengths_of
 
 TRAINED = "trained.safetensors"
 BEST_STATE, BEST_RECORD = "best.safetensors", "best.json"
@@ -49,7 +50,7 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         if len(rows) < GROUPED_FROM * step:
             return super()._get_train_sampler(train_dataset)
-        return LengthGrouped([len(r["input_ids"]) for r in rows], step, self.args.data_seed or 0)
+        return LengthGrouped(lengths_of(rows).tolist(), step, self.args.data_seed or 0)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
