@@ -162,8 +162,10 @@ def test_label_words(task, tmp_path):
     with pytest.raises(DataError, match=r"'schlecht' .* an unknown token"):
         label_word_ids(strange, gpt, "decoder-only")
     empty = make_task(tmp_path, labels=["good", " "])
-    with pytest.raises(DataError, match="no token"):
-        label_word_ids(empty, t5, "encoder-decoder")
+    for tokenizer, family in ((t5, "encoder-decoder"), (gpt, "decoder-only")):
+        message = r"The label word ' ' of task 'tiny' becomes no token .*\n.*choose label words"
+        with pytest.raises(DataError, match=message):
+            label_word_ids(empty, tokenizer, family)
     same = make_task(tmp_path, labels=["one two", "one  two"])
     with pytest.raises(DataError, match="the same tokens"):
         label_word_ids(same, t5, "encoder-decoder")

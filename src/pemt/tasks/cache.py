@@ -269,7 +269,8 @@ def _read(path: Path, count: int) -> EncodedRows | None:
             batch = pa.ipc.open_file(source).get_batch(0)
         rows = EncodedRows(batch)
         kept: Mapping[bytes, bytes] = batch.schema.metadata or {}
-        if len(rows) != count or kept.get(b"digest") != rows.digest().encode():
+        sealed = kept.get(b"key") == path.stem.encode()
+        if not sealed or len(rows) != count or kept.get(b"digest") != rows.digest().encode():
             return None
     except (OSError, pa.ArrowException, KeyError, TypeError, AttributeError):
         return None
@@ -282,7 +283,8 @@ def _write(batch: pa.RecordBatch, path: Path, limit: float) -> None:
     """Write the file whole or not at all, then prune the folder."""
     import pyarrow as pa
 
-    stated = batch.replace_schema_metadata({"digest": EncodedRows(batch).digest()})
+    seal = {"key": path.stem, "digest": EncodedRows(batch).digest()}
+    stated = batch.replace_schema_metadata(seal)
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
