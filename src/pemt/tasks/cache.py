@@ -214,15 +214,27 @@ def _tokenizer_rules(tokenizer: Any) -> str | None:
     """Digest of vocabulary, merges, normaliser, splitting and special tokens."""
     if not getattr(tokenizer, "is_fast", False):
         return None
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    for state in ("truncation", "padding"):
-        rules.pop(state, None)  # left over from the last call
     own = [type(tokenizer).__module__, type(tokenizer).__qualname__, tokenizer.truncation_side]
     own += [str(getattr(tokenizer, "split_special_tokens", None))]
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     special.pop("pad_token", None)
-    content = json.dumps([rules, own, special], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    stated = json.dumps([own, special], sort_keys=True)
+    rules = _without_state(tokenizer.backend_tokenizer.to_str())
+    return hashlib.sha256(f"{stated}\n{rules}".encode()).hexdigest()
+
+
+def _without_state(rules: str) -> str:
+    """A tokenizer's JSON without the truncation and padding that its last call left there."""
+    head = rules.find('"added_tokens"')
+    try:
+        # Only the head is parsed: the vocabulary behind it takes a second.
+        kept = json.loads(rules[:head].rstrip().rstrip(",") + "}")
+        rest = rules[head:]
+    except json.JSONDecodeError:
+        kept, rest = json.loads(rules), ""
+    kept.pop("truncation", None)
+    kept.pop("padding", None)
+    return json.dumps(kept, sort_keys=True) + rest
 
 
 def _rows_digest(examples: Sequence[Example]) -> str:
