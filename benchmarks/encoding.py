@@ -3,8 +3,8 @@
     python benchmarks/encoding.py --data-dir MIRROR --output benchmarks/results/encoding.json
 
 Both sides read the same MNLI file, render the same template and call the same tokenizer, in one
-process and one thread, in turn; the median of `--repeats` counts, of wall time and, for a machine that others use too, of
-processor time. Each repeat begins with empty caches. Measured per tokenizer:
+process and one thread, in turn. Medians of `--repeats` count, of wall time and (on a machine that
+others use too) of processor time. Each repeat begins with empty caches. Measured per tokenizer:
 
 - first: file -> examples -> encoded rows, written to the cache;
 - map:   `load_dataset("json")` -> `Dataset.map(batched=True)`, which writes its cache too;

@@ -90,6 +90,20 @@ def test_the_converted_layout_keeps_splits_with_a_common_word_apart(converted):
     assert [row for _, row in made.rows["other"]] == numbered(4, "mismatched")
 
 
+def test_splits_are_joined_and_rows_chosen_by_value(plain, converted):
+    theirs = {"all": "train+test", "two": "train+validation_matched"}
+    both = read_hub(HubRows(path=plain, splits=theirs), ["all"]).rows["all"]
+    assert [r for _, r in both] == numbered(1500) + numbered(3, "more") + numbered(4, "test")
+    two = HubRows(path=converted, name="mnli", revision=CONVERTED, splits=theirs)
+    made = [row for _, row in read_hub(two, ["two"]).rows["two"]]
+    assert made == numbered(5) + numbered(2, "second") + numbered(3, "matched")
+    some = HubRows(path=plain, splits=theirs, keep={"label": "1"})
+    (first, second) = read_hub(some, ["test"]).rows["test"]
+    assert (first, second) == ((2, numbered(4, "test")[1]), (4, numbered(4, "test")[3]))
+    with pytest.raises(DataError, match=r"has no rows with .*'7'.*\n.*rows.hub.keep"):
+        read_hub(HubRows(path=plain, splits={}, keep={"label": "7"}), ["test"])
+
+
 def test_a_user_s_yaml_can_name_a_data_set(tmp_path, plain):
     rows = {"hub": {"path": plain, "splits": {"train": "train", "test": "test"}}}
     task = make_task(tmp_path, rows=rows, split={"rule": "halve_validation"})

@@ -49,8 +49,9 @@ FORMAT = 1
 """Raised when `encode` gives other ids for the same input, or the file's layout changes."""
 
 THRESHOLD = 2000
-"""Fewer rows are encoded anew: that takes about as long as identifying the tokenizer and the rows
-(benchmarks/encoding.py), and a few-shot run should not touch the disk."""
+"""Fewer rows are encoded anew. Identifying the tokenizer and reading the file takes what encoding
+some 500 rows does (benchmarks/encoding.py); from here on the cache saves a tenth of a second or
+more, and few-shot runs never touch the disk."""
 
 LIMIT_GB = 5.0
 LIMIT_VARIABLE = "PEMT_ENCODED_CACHE_GB"
@@ -242,6 +243,7 @@ def _rows_digest(examples: Sequence[Example]) -> str:
     for e in examples:
         # With lengths, so that no two lists of rows read alike; labels, because heads read them.
         found.update(f"{len(e.text)}:{len(e.target)}:{e.label!r}:{e.text}{e.target}".encode())
+        found.update(repr(e.options).encode())
     return found.hexdigest()
 
 

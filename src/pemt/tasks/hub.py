@@ -88,7 +88,7 @@ def read_hub(
             if not local:
                 revision = _commit(table, place, hub, notes)
             most = (limit or {}).get(split)
-            numbered = enumerate(_rows(table), start=1)
+            numbered = _kept(enumerate(_rows(table), start=1), hub.keep)
             rows[split] = list(numbered) if most is None else _smallest(numbered, most)
         except PemtError:
             raise
@@ -96,7 +96,11 @@ def read_hub(
             # Below are three libraries and the network, each with its own family of errors.
             raise explained(error, hub, theirs) from error
         if not rows[split]:
-            raise DataError(f"The split {theirs!r} of {title(hub)} has no rows", "name another")
+            only = f" with {dict(hub.keep)}" if hub.keep else ""
+            raise DataError(
+                f"The split {theirs!r} of {title(hub)} has no rows{only}",
+                "name another under rows.hub.splits" + (", or check rows.hub.keep" * bool(only)),
+            )
     return HubRead(rows, revision, tuple(notes))
 
 
@@ -211,16 +215,19 @@ def _load(place: _Place, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(
             place.path, place.name, split=split, revision=place.revision, streaming=streaming
         )
-    if split not in place.files:
-        if f"partial-{split}" in place.files:
+    files: list[str] = []
+    for part in split.split("+"):
+        if part not in place.files and f"partial-{part}" in place.files:
             raise DataError(
-                f"The Hub converted only the first part of the split {split!r} of {place.path}",
-                f"name it 'partial-{split}' under rows.hub.splits if the part is what you want",
+                f"The Hub converted only the first part of the split {part!r} of {place.path}",
+                f"name it 'partial-{part}' under rows.hub.splits if the part is what you want",
             )
-        raise ValueError(f"Unknown split {split!r}. Should be one of {sorted(place.files)}.")
+        if part not in place.files:
+            raise ValueError(f"Unknown split {part!r}. Should be one of {sorted(place.files)}.")
+        files += place.files[part]
     return datasets.load_dataset(
         place.path,
-        data_files={"rows": place.files[split]},
+        data_files={"rows": files},
         split="rows",
         revision=place.revision,
         streaming=streaming,
@@ -233,6 +240,13 @@ def _rows(table: Any) -> Iterator[dict[str, Any]]:
         names = list(batch)
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(names, values, strict=True))
+
+
+def _kept(rows: Iterator[Row], keep: Mapping[str, str]) -> Iterator[Row]:
+    """The rows that hold the values asked for."""
+    return (
+        row for row in rows if all(str(row[1].get(name)) == value for name, value in keep.items())
+    )
 
 
 def _smallest(rows: Iterator[Row], most: int) -> list[Row]:
