@@ -60,13 +60,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
+    loads = [os.getloadavg()[0]]  # above the cores: others were at work, trust processor time
     results = {name: measure(name, given) for name in FAMILIES}
+    loads.append(os.getloadavg()[0])
     settings = {
         "task": "mnli", "rows": given.rows, "repeats": given.repeats, "threads": 1, **LENGTHS,
         "batch": cache.BATCH,
     }  # fmt: skip
     if given.output is not None:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count()}
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": loads}
         write_json(given.output, run_record(settings=settings, machine=machine, results=results))
 
 
