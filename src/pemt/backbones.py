@@ -7,6 +7,7 @@ a layer for the fields that say so.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -195,16 +196,18 @@ def describe(model_type: str) -> Backbone:
 
 @dataclass(frozen=True)
 class Site:
-    """One down projection of a base: where it is, and its widths.
+    """One linear map of a base, mostly a down projection: where it is, and its widths.
 
     Attributes:
-        index: among all sites, encoder first.
+        index: among all sites of a model: down projections first, encoder before decoder.
         stack: "encoder" or "decoder".
         path: of the module, from the base.
         parent: the module that holds it.
         attribute: its name there.
-        hidden: F.
-        width: D.
+        hidden: width of its input; F at a down projection.
+        width: width of its output; D at a down projection.
+        layer: number of its layer in the stack.
+        inner: its path from the layer; empty at the down projection.
     """
 
     index: int
@@ -214,6 +217,18 @@ class Site:
     attribute: str
     hidden: int
     width: int
+    layer: int = 0
+    inner: str = ""
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is its layer's feed-forward down projection."""
+        return not self.inner
+
+    @property
+    def label(self) -> str:
+        """For tables: "encoder 0" (its down projection), "encoder 0 attention.self.query"."""
+        return f"{self.stack} {self.layer} {self.inner}".rstrip()
 
     @property
     def module(self) -> nn.Module:
@@ -235,19 +250,32 @@ def submodule(model: nn.Module, path: str, field: str) -> nn.Module:
         ) from None
 
 
-def down_widths(down: nn.Module) -> tuple[int, int]:
-    """(F, D) of a down projection: Linear, or Conv1D, which stores `[F, D]`."""
-    if isinstance(down, nn.Linear):
-        return down.in_features, down.out_features
-    weight = getattr(down, "weight", None)
-    if type(down).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """(input, output) width of a Linear, or of a Conv1D, which stores `[F, D]`; None of others."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
         return int(weight.shape[0]), int(weight.shape[1])
-    hidden, width = getattr(down, "in_features", None), getattr(down, "out_features", None)
+    hidden, width = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(hidden, int) and isinstance(width, int):  # quantised linears keep these names
         return hidden, width
-    raise BackboneError(
-        f"The down projection is a {type(down).__name__}", "a Linear or a Conv1D is expected there"
-    )
+    return None
+
+
+def down_widths(down: nn.Module) -> tuple[int, int]:
+    """(F, D) of a down projection.
+
+    Raises:
+        BackboneError: it is neither a Linear nor a Conv1D.
+    """
+    widths = linear_widths(down)
+    if widths is None:
+        raise BackboneError(
+            f"The down projection is a {type(down).__name__}",
+            "a Linear or a Conv1D is expected there",
+        )
+    return widths
 
 
 def _layers(model: nn.Module, stack: Stack) -> Iterator[tuple[str, nn.Module]]:
@@ -269,17 +297,75 @@ def down_projections(model: nn.Module, backbone: Backbone) -> list[Site]:
     """All down projections of a base, encoder first."""
     sites: list[Site] = []
     for stack in backbone.stacks:
-        for path, layer in _layers(model, stack):
+        for number, (path, layer) in enumerate(_layers(model, stack)):
             down = submodule(layer, stack.down, "down")
             parent, name = _split(stack.down)
             hidden, width = down_widths(down)
             sites.append(
                 Site(
                     len(sites), stack.name, f"{path}.{stack.down}",
-                    layer.get_submodule(parent), name, hidden, width,
+                    layer.get_submodule(parent), name, hidden, width, number,
                 )
             )  # fmt: skip
     return sites
+
+
+def linear_paths(model: nn.Module, backbone: Backbone) -> list[str]:
+    """Paths of all linear maps inside the layers of a base, in its order, encoder first."""
+    return [
+        f"{path}.{inner}"
+        for stack in backbone.stacks
+        for path, layer in _layers(model, stack)
+        for inner, module in layer.named_modules()
+        if linear_widths(module) is not None
+    ]
+
+
+def linear_site(model: nn.Module, backbone: Backbone, path: str, index: int) -> Site:
+    """The linear map at a path inside the layers of a base.
+
+    Args:
+        model: the base, with nothing attached.
+        backbone: its description.
+        path: from the base.
+        index: for the site.
+
+    Raises:
+        BackboneError: nothing there (with the nearest path that exists), no linear map, or one
+            outside the layers.
+    """
+    for stack in backbone.stacks:
+        for number, (layer_path, layer) in enumerate(_layers(model, stack)):
+            if not path.startswith(f"{layer_path}."):
+                continue
+            inner = path[len(layer_path) + 1 :]
+            try:
+                module = layer.get_submodule(inner)
+            except AttributeError:
+                break
+            widths = linear_widths(module)
+            if widths is None:
+                raise BackboneError(
+                    f"{path!r} is a {type(module).__name__}",
+                    "an expert sits beside a Linear or a Conv1D",
+                )
+            parent, name = _split(inner)
+            return Site(
+                index, stack.name, path, layer.get_submodule(parent), name, *widths, number,
+                "" if inner == stack.down else inner,
+            )  # fmt: skip
+    if any(name == path for name, _ in model.named_modules()):
+        where = ", ".join(f"{stack.layers}.*" for stack in backbone.stacks)
+        raise BackboneError(
+            f"{path!r} is outside the layers of this {type(model).__name__}",
+            f"experts and gates are per layer: they sit beside linear maps in {where}",
+        )
+    known = linear_paths(model, backbone)
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    raise BackboneError(
+        f"{type(model).__name__} has no module {path!r}",
+        f"the nearest linear map is {near[0]!r}" if near else "its layers hold no linear map",
+    )
 
 
 def norms(model: nn.Module, backbone: Backbone) -> list[tuple[str, nn.Module, str]]:

@@ -12,14 +12,12 @@ if TYPE_CHECKING:
 
 
 def layer_names(model: AdaptedModel) -> list[str]:
-    """Short names of the wrapped layers: "encoder 0", ..., counted in each stack."""
-    counts: dict[str, int] = {}
-    names = []
-    for site in model.sites:
-        i = counts.get(site.stack, 0)
-        counts[site.stack] = i + 1
-        names.append(f"{site.stack} {i}")
-    return names
+    """Short names of the layers that have gates, in the gates' order.
+
+    "encoder 0" is a layer's down projection, "encoder 0 attention.self.query" another of its linear
+    maps. Down projections come first.
+    """
+    return [site.label for site in model.gated_sites()]
 
 
 def gate_table(gates: Tensor, model: AdaptedModel, experts: list[str]) -> dict[str, Any]:

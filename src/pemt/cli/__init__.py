@@ -17,6 +17,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
     from pemt.cli.experts import list_experts, show, verify
+    from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
     from pemt.cli.predict import predict
     from pemt.cli.tasks import list_tasks
@@ -35,6 +36,7 @@ def commands() -> dict[str, Any]:
             "show": show,
             "verify": verify,
             "rank": rank,
+            "import": import_peft,
         },
         "tasks": {
             "_help": "Look at the tasks of the registry.",
@@ -82,7 +84,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name[:2] + name[2:].replace("-", "_") + equals + value
-            if argument in ("--json", "--overwrite"):
+            if argument in ("--json", "--overwrite", "--drop_head"):
                 following = arguments[i + 1] if i + 1 < len(arguments) else ""
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)

@@ -12,6 +12,7 @@ from pemt.experts.expert import (
     check_name,
 )
 from pemt.experts.folder import load_expert, read_info, save_expert
+from pemt.experts.importing import expert_from_peft
 from pemt.experts.library import ExpertLibrary
 from pemt.experts.peft_format import lora_from_peft, lora_to_peft
 
@@ -24,6 +25,7 @@ __all__ = [
     "ExpertLibrary",
     "check_compatible",
     "check_name",
+    "expert_from_peft",
     "load_expert",
     "lora_from_peft",
     "lora_to_peft",

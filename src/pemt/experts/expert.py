@@ -1,9 +1,11 @@
-"""An expert: low-rank branches beside every feed-forward down projection of one frozen base.
+"""An expert: low-rank branches beside linear maps of one frozen base.
 
     x [.., F] --+--> W_o (frozen) ---------------------------+--> [.., D]
                 |                                            |
                 +--> A [R, F] --(act, + a: bottleneck)--> B [D, R] * scale (+ b)
 
+One trained here is beside every feed-forward down projection; an imported LoRA may be beside any of
+the base's linear maps, F and D then being that map's input and output width.
 It carries the prompt that described its task and where it came from. Its name is its identity: a
 gate column belongs to a name, never to a position in a folder listing.
 
@@ -24,7 +26,10 @@ from pemt.errors import ConfigError, ExpertError, UnknownNameError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+# 2 added coverage and origin. An expert that needs neither is still written as 1, byte for byte as
+# before, so that what reads version 1 goes on reading it.
+FORMAT_VERSION = 2
+Coverage = Literal["down", "linear"]
 ExpertKind = Literal["lora", "bottleneck"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -36,6 +41,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "float": (int, float),
     "ExpertKind": (str,),
+    "Coverage": (str,),
     "tuple[str, ...]": (list, tuple),
     "dict[str, Any]": (dict,),
 }
@@ -81,12 +87,16 @@ class ExpertInfo:
         metrics: what it reached, by metric name; non-finite numbers are stored as null.
         versions: versions of the libraries that made it.
         created: ISO 8601 time of its making.
+        coverage: "down": a branch at each feed-forward down projection; "linear": at some of the
+            base's linear maps, whichever.
+        origin: of an imported expert: the files it came from with their sha256, the base its
+            configuration names, what was left out; empty for one trained here.
         content_hash: sha256 over all the above and every file; filled when saved.
-        format_version: version of the folder format.
+        format_version: version of the folder format, the lowest that holds the fields in use.
 
     Raises:
         ConfigError: a name that is not allowed.
-        ExpertError: sizes below one, or an unknown kind.
+        ExpertError: sizes below one, or an unknown kind or coverage.
     """
 
     name: str
@@ -109,15 +119,23 @@ class ExpertInfo:
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     created: str = ""
+    coverage: Coverage = "down"
+    origin: dict[str, Any] = field(default_factory=dict)
     content_hash: str = ""
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        needed = 2 if self.origin or self.coverage != "down" else 1
+        object.__setattr__(self, "format_version", needed)
         object.__setattr__(self, "label_words", tuple(self.label_words))
         if self.kind not in ("lora", "bottleneck"):
             raise ExpertError(
                 f"Expert {self.name!r} has kind {self.kind!r}.", "it is 'lora' or 'bottleneck'"
+            )
+        if self.coverage not in ("down", "linear"):
+            raise ExpertError(
+                f"Expert {self.name!r} has coverage {self.coverage!r}.", "it is 'down' or 'linear'"
             )
         for size in ("width", "hidden", "rank"):
             if getattr(self, size) < 1:
@@ -128,6 +146,8 @@ class ExpertInfo:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in declaration order; `from_json` takes them back."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.format_version == 1:
+            del plain["coverage"], plain["origin"]
         return {name: _plain(value) for name, value in plain.items()}
 
     @classmethod
@@ -166,14 +186,14 @@ class ExpertInfo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExpertLayer:
-    """The branch beside one down projection: `scale * B A x`, or `B act(A x + a) + b`.
+    """The branch beside one linear map: `scale * B A x`, or `B act(A x + a) + b`.
 
     Args:
         module: dotted path inside the base as it is loaded for its family, like
             "encoder.layer.0.output.dense".
-        A: `[R, F]`.
-        B: `[D, R]`, not multiplied by `scale`.
-        scale: alpha / R; 1.0 for a bottleneck.
+        A: `[R, F]`, F the map's input width.
+        B: `[D, R]`, not multiplied by `scale`; D the map's output width.
+        scale: alpha / R (alpha / sqrt(R) under rsLoRA); 1.0 for a bottleneck.
         a: `[R]`, bottleneck only.
         b: `[D]`, bottleneck only.
     """
@@ -194,8 +214,8 @@ class Expert:
         name: its identity, equal to `info.name`.
         kind: "lora" or "bottleneck".
         activation: the bottleneck's non-linearity; None for LoRA.
-        layers: one for each down projection, in the base's layer order.
-        prompt: `[P, D]`.
+        layers: one for each linear map it is beside, in the base's order.
+        prompt: `[P, D]`; P = 0 without one.
         head: an encoder-only task's head by tensor name; empty without one.
         info: provenance.
 
@@ -229,7 +249,12 @@ class Expert:
             )
         D, F = self.info.width, self.info.hidden
         for layer in self.layers:
-            self._check_layer(layer, D, F)
+            if self.info.coverage == "down":
+                self._check_layer(layer, D, F)
+            else:  # the widths are each map's own, which only the base knows
+                A, B = layer.A, layer.B
+                own = (B.shape[0] if B.ndim else 0, A.shape[-1] if A.ndim else 0)
+                self._check_layer(layer, *own)
         if self.prompt.ndim != 2 or self.prompt.shape[1] != D:
             self._refuse(f"has a prompt of shape {list(self.prompt.shape)}", f"it is [P, {D}]")
 
@@ -272,6 +297,9 @@ def check_compatible(
     hidden: int,
 ) -> None:
     """Refuse an expert that was made for another base, width or tokenizer.
+
+    Which of the base's linear maps it covers is its own choice; their shapes are checked when it is
+    put on the base.
 
     Args:
         info: the expert's provenance.

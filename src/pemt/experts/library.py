@@ -6,11 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pemt.errors import ConfigError, ExpertError, PemtError, UnknownNameError
 from pemt.experts.expert import Expert, ExpertInfo, check_name
 from pemt.experts.folder import discard, hidden_sibling, load_expert, read_info, save_expert
 from pemt.experts.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from pemt.bases import Base
+    from pemt.tasks import Task
 
 _LEFTOVER_SECONDS = 3600.0  # a writer that has been silent for so long is dead
 _LOCK_SECONDS = 60.0
@@ -93,6 +98,42 @@ class ExpertLibrary:
         """
         with self._writing():
             return save_expert(expert, self.root / expert.name, overwrite=overwrite)
+
+    def import_peft(
+        self,
+        source: str | Path,
+        *,
+        name: str,
+        base: Base | str,
+        task: Task | str | None = None,
+        prompt: Literal["description", "none"] = "description",
+        drop_head: bool = False,
+        overwrite: bool = False,
+    ) -> ExpertInfo:
+        """Make an existing PEFT LoRA an expert of this library; see `expert_from_peft`.
+
+        Args:
+            source: the adapter's folder, or its Hub id.
+            name: for the expert.
+            base: the base it was trained on, loaded or by its name.
+            task: its source task: a `Task`, the name of one, or a description.
+            prompt: "description": the expert's prompt starts from it; "none".
+            drop_head: encoder-only: leave the adapter's head out.
+            overwrite: replace the expert of that name.
+
+        Raises:
+            ConfigError: no such folder, or nothing to make a prompt from.
+            ExpertError: no plain LoRA for this base, or the name is taken.
+        """
+        from pemt.bases import load_base
+        from pemt.experts.importing import expert_from_peft
+
+        if isinstance(base, str):
+            base = load_base(base, precision="float32")
+        expert = expert_from_peft(
+            source, name=name, base=base, task=task, prompt=prompt, drop_head=drop_head
+        )
+        return self.add(expert, overwrite=overwrite)
 
     def remove(self, name: str) -> None:
         """Delete an expert; it disappears in one step.

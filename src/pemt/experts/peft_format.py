@@ -25,20 +25,23 @@ _TASK_TYPES = {
     "decoder-only": "CAUSAL_LM",
     "encoder-only": "FEATURE_EXTRACTION",
 }
-# settings under which a PEFT adapter is no longer `W x + scale * B A x`
-_NOT_PLAIN_LORA = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "use_qalora",
-    "use_bdlora",
-    "kasa_config",
-)
+# settings under which a PEFT adapter is no longer `W x + scale * B A x`, and why
+NOT_PLAIN_LORA = {
+    "use_dora": "DoRA also rescales the base's own weights",
+    "lora_bias": "its branches have biases",
+    "modules_to_save": "it replaces whole modules of the model it was trained on",
+    "layer_replication": "it runs layers of the base more than once",
+    "trainable_token_indices": "it replaces token embeddings",
+    "target_parameters": "it adapts bare parameters instead of linear maps",
+    "alora_invocation_tokens": "it acts on part of the tokens only",
+    "arrow_config": "it routes between several adapters",
+    "use_qalora": "it pools the inputs of its branches",
+    "use_bdlora": "its matrices are block diagonal",
+    "kasa_config": "it also changes the base's own weights",
+    "monteclora_config": "its matrices are drawn at random",
+}
+# first values under which W itself is kept; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def lora_to_peft(expert: Expert) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -106,12 +109,20 @@ def lora_from_peft(
             f"{config.get('bias', 'none')!r}.",
             "an expert comes from peft_type 'LORA' with bias 'none'",
         )
-    for setting in _NOT_PLAIN_LORA:
+    for setting, reason in NOT_PLAIN_LORA.items():
         if config.get(setting):
             raise ExpertError(
-                f"The adapter sets {setting} = {config[setting]!r}.",
+                f"The adapter sets {setting} = {config[setting]!r}: {reason}.",
                 "an expert comes from plain LoRA: low-rank branches and nothing else",
             )
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS:
+        raise ExpertError(
+            f"The adapter sets init_lora_weights = {start!r}: the base's own weights were changed "
+            "when it began.",
+            "convert it to plain LoRA where it was trained (PEFT: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...))",
+        )
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         match = _KEY.fullmatch(key)

@@ -57,6 +57,10 @@ class AttachedModel(nn.Module):
         self.sparsity_all_tokens = False
         self.task_gates = False
 
+    def gated_sites(self) -> list[Site]:
+        """The sites that have gates, in the order of `AdaptedOutput.gates`."""
+        return self.sites
+
     # -- attaching ---------------------------------------------------------------------------
 
     def _check_prompt(self, start: Tensor) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pemt.backbones import Backbone
-from pemt.errors import ConfigError, ExpertError
+from pemt.backbones import Backbone, Site
+from pemt.errors import ConfigError
 from pemt.model.adapted import AdaptedModel
 from pemt.model.config import PemtConfig
+from pemt.model.coverage import expert_sites
 from pemt.nn import (
     CorrelationPrompt,
     ExpertBank,
@@ -30,9 +31,14 @@ if TYPE_CHECKING:
 class PemtModel(AdaptedModel):
     """PEMT's second stage on a base (METHOD.md, stage 2).
 
+    Every down projection is wrapped: it has the target adapter and the Task Sparsity Loss. Each
+    other linear map that at least one expert is beside is wrapped too, with a bank and a gate of
+    its own. `sites` and the gates list the down projections first, then the others.
+
     Args:
         base: a transformers model of a described type.
-        experts: in gate-column order; all made for this base.
+        experts: in gate-column order; all made for this base. Imported ones may cover any of its
+            linear maps; see `pemt.nn.MixtureLayer` for what an absent expert's gate means.
         config: of stage 2.
         prompt: `[P, D]` first values of the target prompt.
         outputs: encoder-only: number of classes, or 1 for regression.
@@ -40,7 +46,7 @@ class PemtModel(AdaptedModel):
 
     Raises:
         ConfigError: no experts, or two of the same name.
-        ExpertError: an expert of another base or other widths.
+        ExpertError: an expert of another base, other widths or places the base does not have.
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class PemtModel(AdaptedModel):
     ) -> None:
         self.pemt_config = config
         self.experts = tuple(experts)
-        self._check(self.experts)
+        self.sites += expert_sites(base, self.backbone, self.sites, self.experts)
         self._check_prompt(prompt)
         self.sparsity_weight = config.sparsity_weight
         self.sparsity_all_tokens = config.sparsity_tokens == "all"
@@ -86,53 +92,39 @@ class PemtModel(AdaptedModel):
         for site in self.sites:
             down = site.module
             dtype = _floating(down, base.dtype)
-            bank = ExpertBank(
-                [_tensors(e, t[site.path]) for e, t in zip(self.experts, tables, strict=True)],
-                dtype=dtype,
-            )
+            here = [k for k, table in enumerate(tables) if site.path in table]
+            bank = gate = adapter = None
             from_encoder = self.family == "encoder-decoder" and site.stack == "decoder"
-            narrow = from_encoder or self.task_gates
+            if here:
+                branches = [_tensors(self.experts[k], tables[k][site.path]) for k in here]
+                bank = ExpertBank(branches, dtype=dtype)
+                narrow = from_encoder or self.task_gates
+                gate_width = self.width if narrow else site.hidden
+                gate = PromptGate(gate_width, len(experts), tau=config.tau)
+            if config.target_adapter and site.is_down:
+                adapter = TargetAdapter(
+                    site.width, reduction=config.reduction, activation=config.activation
+                )
             layer = MixtureLayer(
                 down,
                 bank,
-                PromptGate(site.width if narrow else site.hidden, len(experts), tau=config.tau),
-                TargetAdapter(site.width, reduction=config.reduction, activation=config.activation)
-                if config.target_adapter
-                else None,
+                gate,
+                adapter,
                 self.slot,
                 index=site.index,
                 stack=site.stack,
                 gate_input="task" if self.task_gates else "summary" if from_encoder else "hidden",
                 averaging=config.sparsity_averaging,
+                present=None if len(here) == len(experts) else here,
+                sparsity=site.is_down,
             ).to(device)
             self.replace(site.parent, site.attribute, layer)
             self.mixtures.append(layer)
 
-    def _check(self, experts: Sequence[Expert]) -> None:
-        sites = {site.path: site for site in self.sites}
-        print_ = self.base_fingerprint()
-        for expert in experts:
-            if expert.info.base_fingerprint != print_:
-                raise ExpertError(
-                    f"Expert {expert.name!r} was made for the base {expert.info.base!r} "
-                    f"({expert.info.base_fingerprint[:12]}), this base is {print_[:12]}",
-                    "train or import it for this base, or load the base it was made for",
-                )
-            modules = [layer.module for layer in expert.layers]
-            if set(modules) != set(sites) or len(modules) != len(sites):
-                odd = sorted(set(modules) ^ set(sites))[:3]
-                raise ExpertError(
-                    f"Expert {expert.name!r} does not cover this base's down projections: {odd}",
-                    "an expert needs one branch at each feed-forward down projection",
-                )
-            for layer in expert.layers:
-                site = sites[layer.module]
-                if layer.A.shape[1] != site.hidden or layer.B.shape[0] != site.width:
-                    raise ExpertError(
-                        f"Expert {expert.name!r} at {layer.module}: A {tuple(layer.A.shape)}, "
-                        f"B {tuple(layer.B.shape)}",
-                        f"this base takes A [R, {site.hidden}] and B [{site.width}, R]",
-                    )
+    def gated_sites(self) -> list[Site]:
+        """The sites that at least one expert is beside: down projections first."""
+        pairs = zip(self.sites, self.mixtures, strict=True)
+        return [site for site, layer in pairs if layer.gate is not None]
 
     @property
     def expert_names(self) -> list[str]:
@@ -155,6 +147,7 @@ class PemtModel(AdaptedModel):
         frozen = sum(
             t.numel()
             for m in self.mixtures
+            if m.bank is not None
             for t in (m.bank.A, m.bank.B, m.bank.a, m.bank.b)
             if t is not None
         )
@@ -202,7 +195,7 @@ class PemtModel(AdaptedModel):
 
     @torch.no_grad()
     def gates(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The gates that these inputs get, `[layers, B, K]`, float32.
+        """The gates that these inputs get, `[layers, B, K]`, float32; `gated_sites` says of which.
 
         Encoder-decoder: the decoder's gates do not depend on what is decoded.
         """

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pemt.backbones import Backbone
-from pemt.errors import ConfigError
+from pemt.errors import ConfigError, ExpertError
 from pemt.model.adapted import AdaptedModel
 from pemt.model.config import SourceConfig
+from pemt.model.coverage import expert_sites
 from pemt.nn import BottleneckBranch, ExpertTensors, LoraBranch, ParallelExpert, TaskPrompt
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class SourceModel(AdaptedModel):
         prompt: `[P, D]` first values of the prompt; None where `config.prompt` is "none".
         outputs: encoder-only: number of classes, or 1 for regression.
         backbone: the base's description; looked up by its type where None.
+        places: put the branches where this expert has them, in its ranks and scales.
+
+    Raises:
+        ExpertError: `places` does not fit the base.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class SourceModel(AdaptedModel):
         prompt: Tensor | None = None,
         outputs: int | None = None,
         backbone: Backbone | None = None,
+        places: Expert | None = None,
     ) -> None:
         config = config or SourceConfig()
         if (prompt is None) != (config.prompt == "none"):
@@ -51,18 +57,61 @@ class SourceModel(AdaptedModel):
             if prompt is not None:
                 self._check_prompt(prompt)
             self.task_prompt = None if prompt is None else TaskPrompt(prompt.to(base.device))
+            ranks = [(config.rank, config.alpha)] * len(self.sites)
+            if places is not None:
+                others = expert_sites(base, self.backbone, self.sites, [places])
+                table = {layer.module: layer for layer in places.layers}
+                self.sites = [site for site in (*self.sites, *others) if site.path in table]
+                sizes = [(table[s.path].A.shape[0], table[s.path].scale) for s in self.sites]
+                ranks = [(rank, scale * rank) for rank, scale in sizes]
             self.branches = nn.ModuleList()
-            for site in self.sites:
-                branch = self._branch(site.hidden, site.width).to(base.device)
+            for site, (rank, alpha) in zip(self.sites, ranks, strict=True):
+                branch = self._branch(site.hidden, site.width, rank, alpha).to(base.device)
                 self.branches.append(branch)
                 wrapped = ParallelExpert(site.module, branch, self.slot)
                 self.replace(site.parent, site.attribute, wrapped)
 
-    def _branch(self, hidden: int, width: int) -> LoraBranch | BottleneckBranch:
+    @classmethod
+    def from_expert(
+        cls,
+        base: Any,
+        expert: Expert,
+        *,
+        outputs: int | None = None,
+        backbone: Backbone | None = None,
+    ) -> SourceModel:
+        """One expert alone on its base, whatever it covers: to evaluate it or train it further.
+
+        Args:
+            base: the base it was made for.
+            expert: trained here or imported; its prompt is used where it has one.
+            outputs: encoder-only: number of classes, or 1 for regression; a head that the expert
+                does not carry starts fresh.
+            backbone: the base's description; looked up by its type where None.
+
+        Raises:
+            ExpertError: it does not fit the base.
+        """
+        config = SourceConfig(
+            kind=expert.kind,
+            rank=expert.info.rank,
+            alpha=expert.info.alpha,
+            activation=expert.activation or SourceConfig.activation,
+            prompt="description" if len(expert.prompt) else "none",
+        )
+        prompt = expert.prompt if len(expert.prompt) else None
+        model = cls(base, config, prompt=prompt, outputs=outputs, backbone=backbone, places=expert)
+        with model.attaching():
+            model.load_expert(expert)
+        return model
+
+    def _branch(
+        self, hidden: int, width: int, rank: int, alpha: float
+    ) -> LoraBranch | BottleneckBranch:
         config = self.source_config
         if config.kind == "bottleneck":
-            return BottleneckBranch(hidden, width, config.rank, activation=config.activation)
-        return LoraBranch(hidden, width, config.rank, config.alpha, kaiming_b=config.kaiming_b)
+            return BottleneckBranch(hidden, width, rank, activation=config.activation)
+        return LoraBranch(hidden, width, rank, alpha, kaiming_b=config.kaiming_b)
 
     def options(self) -> dict[str, Any]:
         """The configuration."""
@@ -104,8 +153,18 @@ class SourceModel(AdaptedModel):
         )
 
     def load_expert(self, expert: Expert) -> None:
-        """Copy an expert's values in, to evaluate it or train it further."""
+        """Copy an expert's values in, to evaluate it or train it further.
+
+        Raises:
+            ExpertError: it has its branches elsewhere than this model.
+        """
         by_module = {layer.module: layer for layer in expert.layers}
+        if set(by_module) != {site.path for site in self.sites}:
+            odd = sorted(set(by_module) ^ {site.path for site in self.sites})[:3]
+            raise ExpertError(
+                f"Expert {expert.name!r} and this model differ in where they have branches: {odd}",
+                "build the model with SourceModel.from_expert(base, expert)",
+            )
         for site, branch in zip(self.sites, self.branches, strict=True):
             layer = by_module[site.path]
             branch.load(  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Experts: branches parallel to a down projection; one that trains, many that are frozen.
+"""Experts: branches parallel to a linear map of the base; one that trains, many that are frozen.
 
     x [B,T,F] --+--> W_o ------------------------------(+)--> f [B,T,D]
                 |                                       |
@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 
 from pemt.errors import ConfigError
 from pemt.nn.context import Slot
+from pemt.nn.wrapped import WrappedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +234,11 @@ class ExpertBank(nn.Module):
         return gates.repeat_interleave(self.repeats, -1, output_size=self.columns)
 
     def mix(self, z: Tensor, gates: Tensor) -> Tensor:
-        """`sum_k g_k e_k` without any e_k: z `[B, T, C]`, gates `[B, K]` -> `[B, T, D]`."""
-        mixed = F.linear(z * self._columns_of(gates).to(z.dtype).unsqueeze(-2), self.B)
+        """`sum_k g_k e_k` without any e_k: z `[B, .., C]`, gates `[B, K]` -> `[B, .., D]`."""
+        mixed = F.linear(z * _over_tokens(self._columns_of(gates).to(z.dtype), z), self.B)
         if self.b is not None:
             ordered = gates if self.sorted else gates.index_select(-1, self.order)
-            mixed = mixed + (ordered.to(z.dtype) @ self.b).unsqueeze(-2)
+            mixed = mixed + _over_tokens(ordered.to(z.dtype) @ self.b, z)
         return mixed
 
     def cosines(self, y: Tensor, z: Tensor, eps: float = 1e-8) -> Tensor:
@@ -273,12 +274,17 @@ class ExpertBank(nn.Module):
         return cosines if self.sorted else cosines.index_select(-1, self.inverse)
 
 
+def _over_tokens(rows: Tensor, z: Tensor) -> Tensor:
+    """One vector per row of the batch, `[B, N]`, shaped to meet every token of z `[B, .., C]`."""
+    return rows.reshape(rows.shape[0], *[1] * (z.ndim - 2), rows.shape[-1])
+
+
 def _or_zeros(value: Tensor | None, size: int, like: Tensor) -> Tensor:
     return like.new_zeros(size) if value is None else value.detach().to(like.dtype)
 
 
-class ParallelExpert(nn.Module):
-    """Stage 1: a down projection with one trainable branch beside it.
+class ParallelExpert(WrappedLinear):
+    """Stage 1: a down projection, or another linear map, with one trainable branch beside it.
 
     Args:
         down: the base's frozen down projection, `[..., F]` -> `[..., D]`.
@@ -287,16 +293,8 @@ class ParallelExpert(nn.Module):
     """
 
     def __init__(self, down: nn.Module, branch: LoraBranch | BottleneckBranch, slot: Slot) -> None:
-        super().__init__()
-        self.down = down
+        super().__init__(down, slot)
         self.branch = branch
-        self.slot = slot
-
-    @property
-    def weight(self) -> Tensor:
-        """The down projection's weight: T5 reads its type."""
-        weight: Tensor = self.down.weight  # type: ignore[assignment]
-        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., F]` -> `[..., D]`."""

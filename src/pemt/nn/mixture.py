@@ -1,43 +1,59 @@
-"""One layer of PEMT: down projection, frozen experts, gate, target adapter, sparsity loss."""
+"""One layer of PEMT: linear map, frozen experts, gate, target adapter, sparsity loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
 from pemt.nn.experts import ExpertBank
 from pemt.nn.gate import PromptGate, prompt_mean
 from pemt.nn.sparsity import Averaging, task_sparsity
+from pemt.nn.wrapped import WrappedLinear
 
 GateInput = Literal["hidden", "summary", "task"]
 
 
-class MixtureLayer(nn.Module):
-    """`f = W_o x + sum_k g_k e_k(x)`, then `y = f + adapter(f)` (METHOD.md, stage 2).
+class MixtureLayer(WrappedLinear):
+    """`f = W x + sum_k g_k e_k(x)`, then `y = f + adapter(f)` (METHOD.md, stage 2).
 
-    It wraps the down projection alone: all it needs is that layer's input.
+    It wraps one linear map, the down projection or another: all it needs is that map's input.
+
+    An expert may have no branch here. The gate still has one column per expert, in the same order:
+    the absent expert takes its share of the softmax and adds nothing, so every layer's gates are a
+    distribution over the same K names, and a layer can turn away from the experts that it has.
 
     Args:
-        down: the base's frozen down projection, `[..., F]` -> `[..., D]`.
-        bank: the layer's frozen experts.
-        gate: of width F ("hidden") or D ("summary", "task").
+        down: the base's frozen linear map, `[B, .., F]` -> `[B, .., D]`.
+        bank: the frozen experts that are here; None where there is none.
+        gate: over all K experts, of width F ("hidden") or the model's D ("summary", "task"); None
+            without a bank.
         adapter: the target adapter, or None.
-        slot: of the model; while it is empty, the down projection answers alone.
-        index: of this layer among all wrapped layers, encoder first.
+        slot: of the model; while it is empty, the linear map answers alone.
+        index: of this layer among all wrapped ones, see `pemt.backbones.Site`.
         stack: "encoder" or "decoder": whose token weights the loss uses.
         gate_input: "hidden": this layer's own x; "summary": the encoder's final output; "task": the
             prompt alone.
         averaging: of the Task Sparsity Loss.
+        present: gate columns of the bank's experts; None: all, in order.
+        sparsity: whether the Task Sparsity Loss is made here.
+
+    Raises:
+        ConfigError: a bank that does not fit the columns named.
     """
+
+    present: Tensor | None
 
     def __init__(
         self,
         down: nn.Module,
-        bank: ExpertBank,
-        gate: PromptGate,
+        bank: ExpertBank | None,
+        gate: PromptGate | None,
         adapter: TargetAdapter | None,
         slot: Slot,
         *,
@@ -45,26 +61,31 @@ class MixtureLayer(nn.Module):
         stack: str,
         gate_input: GateInput,
         averaging: Averaging = "example",
+        present: Sequence[int] | None = None,
+        sparsity: bool = True,
     ) -> None:
-        super().__init__()
-        self.down = down
+        super().__init__(down, slot)
+        if (bank is None) != (gate is None):
+            raise ConfigError("A bank and no gate, or a gate and no bank", "give both or none")
+        if bank is not None and present is not None and bank.experts != len(present):
+            raise ConfigError(
+                f"A bank of {bank.experts} experts for the gate columns {list(present)}",
+                "name one column for each",
+            )
         self.bank = bank
         self.gate = gate
         self.adapter = adapter
-        self.slot = slot
         self.index = index
         self.stack = stack
         self.gate_input: GateInput = gate_input
         self.averaging: Averaging = averaging
-
-    @property
-    def weight(self) -> Tensor:
-        """The down projection's weight: T5 reads its type."""
-        weight: Tensor = self.down.weight  # type: ignore[assignment]
-        return weight
+        self.sparsity = sparsity
+        columns = None if present is None else torch.tensor(list(present), dtype=torch.long)
+        self.register_buffer("present", columns, persistent=False)
 
     def gates(self, x: Tensor, context: ForwardContext) -> Tensor:
         """The gates of this pass, `[B, K]`: given, reused, or computed from the prompt."""
+        assert self.gate is not None, "only a layer with experts has gates"
         rows = x.shape[0]
         fixed = context.fixed_gates.get(self.index)
         if fixed is not None:
@@ -75,6 +96,11 @@ class MixtureLayer(nn.Module):
         if context.reuse_gates and kept is not None:
             return _rows(kept, rows)
         if self.gate_input == "hidden":
+            if x.ndim != 3:
+                raise ConfigError(
+                    f"A layer that finds its gates in its own input got {tuple(x.shape)}",
+                    "it takes [B, T, F]; use gate='task' on a base that flattens its batch",
+                )
             gates: Tensor = self.gate(prompt_mean(x, context.prompt_start, context.prompt_length))
         else:
             summary = context.summary if self.gate_input == "summary" else context.task_summary
@@ -84,25 +110,37 @@ class MixtureLayer(nn.Module):
         return _rows(gates, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, F]` -> `[B, T, D]`."""
+        """`[B, .., F]` -> `[B, .., D]`."""
         context = self.slot.current()
-        f: Tensor = self.down(x)
+        y: Tensor = self.down(x)
         if context is None:
-            return f
-        z = self.bank.hidden_of(x)  # [B, T, C]
-        gates = self.gates(x, context)  # [B, K]
-        y = f + self.bank.mix(z, gates)
+            return y
+        if self.bank is not None:
+            z = self.bank.hidden_of(x)  # [B, .., C]
+            gates = self.gates(x, context)  # [B, K]
+            if self.present is not None:
+                gates = gates.index_select(-1, self.present)
+            y = y + self.bank.mix(z, gates)
         if self.adapter is not None:
             y = self.adapter(y)
-        if context.sparsity:
+        if context.sparsity and self.sparsity and self.bank is not None:
             loss = task_sparsity(
-                gates,
+                gates if self.present is None else _shares(gates),
                 self.bank.cosines(y, z),
                 context.token_weights.get(self.stack),
                 averaging=self.averaging,
             )
             y = attach_sparsity(y, loss, context, self.index)
         return y
+
+
+def _shares(gates: Tensor) -> Tensor:
+    """Gates of the experts that are here, made to sum to 1: `[B, N]` -> `[B, N]`.
+
+    The loss is then that of a mixture of these alone. Without it, moving weight to the experts that
+    are absent would lower the loss for nothing.
+    """
+    return gates / gates.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
 def _rows(gates: Tensor, rows: int) -> Tensor:

@@ -247,7 +247,7 @@ def mean_gates(
         **lengths(model, settings),
     )
     collate = Collator(base.tokenizer, model.family, side=side_of(model.family))
-    total = torch.zeros(len(model.mixtures), len(model.experts))
+    total = torch.zeros(len(model.gated_sites()), len(model.experts))
     with evaluating(model):
         for start in range(0, len(encoded), settings.eval_batch_size):
             batch = collate(encoded[start : start + settings.eval_batch_size])

@@ -1,0 +1,138 @@
+"""A PEFT adapter's two files, from a folder or the Hub: read as bytes, nothing ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pemt.errors import ConfigError, ExpertError
+from pemt.experts.manifest import ADAPTER, ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PICKLE = "adapter_model.bin"
+_DTYPES = {"torch.float32", "torch.float16", "torch.bfloat16", "torch.float64"}
+
+
+def refuse_adapter(where: str, why: str, fix: str) -> NoReturn:
+    """Say which adapter cannot be used, why, and what to do."""
+    raise ExpertError(f"The adapter in {where}: {why}.", fix)
+
+
+def adapter_files(source: str | Path) -> tuple[str, dict[str, bytes]]:
+    """The bytes of configuration and tensors, from a folder or a Hub repository.
+
+    Returns:
+        What to call the place in a message, and the content by file name.
+
+    Raises:
+        ConfigError: no such folder, or nothing the Hub could have.
+        ExpertError: one of the two files is missing, or pickled.
+    """
+    place = Path(source).expanduser()
+    if place.is_dir():
+        for file in (ADAPTER_CONFIG, ADAPTER):
+            if not (place / file).is_file():
+                _missing(str(source), file, {p.name for p in place.iterdir()}, _inside(place))
+        return str(source), {f: (place / f).read_bytes() for f in (ADAPTER_CONFIG, ADAPTER)}
+    asked = str(source)
+    if asked.count("/") != 1 or asked.startswith((".", "/", "~")):
+        raise ConfigError(
+            f"There is no adapter folder {asked!r}.",
+            f"give a folder with {ADAPTER_CONFIG} and {ADAPTER}, or a Hub id such as someone/name",
+        )
+    return f"the Hub repository {asked!r}", _from_hub(asked)
+
+
+def _from_hub(repository: str) -> dict[str, bytes]:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    content = {}
+    try:
+        listed = set(HfApi().list_repo_files(repository))
+        for file in (ADAPTER_CONFIG, ADAPTER):
+            if file not in listed:
+                _missing(f"the Hub repository {repository!r}", file, listed, [])
+            content[file] = Path(hf_hub_download(repository, file)).read_bytes()
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"Cannot read {repository!r} from the Hub: {error}",
+            "check the name and `pemt doctor`, or give a local folder",
+        ) from None
+    return content
+
+
+def _inside(place: Path) -> list[str]:
+    """Folders inside that hold an adapter: PEFT saves one that is not called "default" so."""
+    return sorted(p.parent.name for p in place.glob(f"*/{ADAPTER_CONFIG}"))
+
+
+def _missing(where: str, file: str, listed: Collection[str], inside: list[str]) -> NoReturn:
+    if inside:
+        refuse_adapter(where, f"{file} is missing", f"give one of its folders: {', '.join(inside)}")
+    if file == ADAPTER and _PICKLE in listed:
+        refuse_adapter(
+            where,
+            f"{_PICKLE} is a pickle, which is never opened",
+            f"save it as {ADAPTER}: load it with PEFT where you trust it, then "
+            "save_pretrained(..., safe_serialization=True)",
+        )
+    refuse_adapter(where, f"{file} is missing", "give the folder that PEFT's save_pretrained wrote")
+
+
+def adapter_config(where: str, content: bytes) -> dict[str, Any]:
+    """The settings of `adapter_config.json`.
+
+    Raises:
+        ExpertError: not readable, or of another peft_type than LORA.
+    """
+    try:
+        config = json.loads(content)
+    except ValueError as error:
+        refuse_adapter(where, f"{ADAPTER_CONFIG} is not JSON ({error})", "get a fresh copy of it")
+    if not isinstance(config, dict):
+        refuse_adapter(where, f"{ADAPTER_CONFIG} holds no settings", "get a fresh copy of it")
+    if config.get("peft_type") != "LORA":
+        refuse_adapter(
+            where,
+            f"peft_type is {config.get('peft_type')!r}",
+            "an expert comes from peft_type 'LORA': low-rank branches beside linear maps",
+        )
+    return config
+
+
+def adapter_tensors(where: str, content: bytes) -> dict[str, Tensor]:
+    """The tensors of `adapter_model.safetensors`, in the type they were saved in.
+
+    Raises:
+        ExpertError: not readable, of another type, empty, or with NaN or infinity.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        state: dict[str, Tensor] = load(content)
+    except (SafetensorError, ValueError) as error:
+        refuse_adapter(
+            where, f"{ADAPTER} is not a safetensors file ({error})", "get a fresh copy of it"
+        )
+    for key, tensor in state.items():
+        if str(tensor.dtype) not in _DTYPES:
+            refuse_adapter(
+                where, f"{key!r} is {tensor.dtype}", f"save it as one of {sorted(_DTYPES)}"
+            )
+        if tensor.numel() == 0:
+            refuse_adapter(
+                where,
+                f"{key!r} is empty, {list(tensor.shape)}",
+                "sharded training (ZeRO-3, FSDP) must gather the weights before it saves them",
+            )
+        if not tensor.isfinite().all():
+            refuse_adapter(
+                where, f"NaN or infinity in {key!r}", "a run that diverged gives no expert"
+            )
+    return state
