@@ -270,6 +270,10 @@ def _layers(
     placed: dict[str, tuple[ExpertLayer, Site]] = {}
     for layer in layers:
         path = prefix(layer.module)
+        if path in placed:
+            refuse_adapter(
+                where, f"it has two branches at {path!r}", "get a fresh copy of the adapter"
+            )
         try:
             site = linear_site(base.model, base.backbone, path, -1)
         except BackboneError as error:
