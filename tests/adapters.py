@@ -1,15 +1,19 @@
-"""Random PEFT LoRA adapters on tiny bases, saved by PEFT itself."""
+"""Adapters on tiny bases, anywhere in the layers: saved by PEFT itself, or experts at once."""
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from pemt.backbones import describe, down_projections
+from pemt.backbones import describe, down_projections, linear_paths, linear_widths
+from pemt.experts import Expert, ExpertLayer
+from tests import tiny
 
 ATTENTION = {
     "t5": ["q", "k", "v", "o"],
@@ -76,3 +80,56 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def rewrite(folder: Path, state: dict[str, torch.Tensor]) -> None:
     save_file(state, folder / "adapter_model.safetensors")
+
+
+def partial(model, name: str, paths: list[str], *, rank: int = 4, seed: int = 1, prompt: int = 3):
+    """A random expert beside the given linear maps of a base."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    layers = []
+    for path in paths:
+        hidden, width = linear_widths(model.get_submodule(path))
+        A, B = normal(rank, hidden) / hidden**0.5, 0.3 * normal(width, rank)
+        layers.append(ExpertLayer(module=path, A=A, B=B, scale=1.5))
+    info = replace(
+        tiny.info(model, name, rank=rank, alpha=1.5 * rank), coverage="linear",
+        origin={"format": "test"},
+    )  # fmt: skip
+    return Expert(
+        name=name, kind="lora", activation=None, layers=tuple(layers), prompt=normal(prompt, 32),
+        head={}, info=info,
+    )  # fmt: skip
+
+
+def attention_paths(model) -> list[str]:
+    return [p for p in every_path(model) if re.search(r"attn|attention|Attention", p)]
+
+
+def other_paths(model) -> list[str]:
+    """The feed-forward's linear maps."""
+    return [p for p in every_path(model) if p not in attention_paths(model)]
+
+
+def every_path(model) -> list[str]:
+    return linear_paths(model, describe(model.config.model_type))
+
+
+def pair(model) -> list[Expert]:
+    """Two experts that are nowhere together: one on the attention, one on the feed-forward."""
+    return [
+        partial(model, "attention", attention_paths(model), rank=4, seed=1),
+        partial(model, "feedforward", other_paths(model), rank=3, seed=2, prompt=2),
+    ]
+
+
+def mixed(model) -> list[Expert]:
+    """Three experts: attention, down projections as trained here, and a few of everything."""
+    few = [p for i, p in enumerate(every_path(model)) if i % 3 == 0]
+    return [
+        partial(model, "attention", attention_paths(model), rank=4, seed=1),
+        tiny.expert(model, "down", rank=2, seed=2),
+        partial(model, "few", few, rank=4, seed=3, prompt=5),
+    ]

@@ -106,3 +106,29 @@ def target_adapter(f: Tensor, down: Tensor, v: Tensor, up: Tensor, u: Tensor) ->
     """`f + U gelu_new(V f + v) + u`, token by token: `[B, T, D]` -> `[B, T, D]`."""
     tokens = [token + up @ gelu_new(down @ token + v) + u for token in f.reshape(-1, f.shape[-1])]
     return torch.stack(tokens).reshape(f.shape)
+
+
+def present(experts: list[ExpertTensors | None]) -> list[int]:
+    """Gate columns of the experts that are at this layer."""
+    return [k for k, e in enumerate(experts) if e is not None]
+
+
+def partial_mixture(
+    experts: list[ExpertTensors | None], x: Tensor, gates: Tensor
+) -> Tensor | float:
+    """`sum_k g_k e_k` where some experts have no branch: such an e_k is zero."""
+    total: Tensor | float = 0.0
+    for k in present(experts):
+        total = total + mixture([experts[k]], x, gates[:, k : k + 1])
+    return total
+
+
+def partial_sparsity(
+    experts: list[ExpertTensors | None], x: Tensor, y: Tensor, gates: Tensor, weights: Tensor | None
+) -> Tensor | None:
+    """The loss of the experts that are here, their gates made to sum to 1; None without any."""
+    here = present(experts)
+    if not here:
+        return None
+    shares = gates[:, here] / gates[:, here].sum(1, keepdim=True)
+    return sparsity([experts[k] for k in here], x, y, shares, weights)

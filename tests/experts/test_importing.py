@@ -178,7 +178,8 @@ def inner_name(model) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "make"), [("t5", T5ForSequenceClassification), ("bart", BartModel), ("gpt2", GPT2Model)]
+    ("name", "make"),
+    [("t5", T5ForSequenceClassification), ("bart", BartModel), ("gpt2", GPT2Model)],
 )
 def test_an_adapter_of_another_class_on_the_same_base(tmp_path, name, make):
     config = tiny.CONFIGS[name]()
@@ -356,7 +357,9 @@ def test_an_empty_adapter_is_refused(lora):
 
 
 def test_another_base_is_refused(lora):
-    with pytest.raises(ExpertError, match=r"(?s)model\.layers\.0.*BertModel has no module.*nearest"):
+    with pytest.raises(
+        ExpertError, match=r"(?s)model\.layers\.0.*BertModel has no module.*nearest"
+    ):
         imported(lora, "bert")
 
 
