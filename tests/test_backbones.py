@@ -15,6 +15,8 @@ from pemt.backbones import (
     describe,
     down_projections,
     fingerprint,
+    linear_paths,
+    linear_site,
     max_positions,
     norms,
 )
@@ -205,3 +207,48 @@ def test_fingerprints_of_attached_models_differ_between_bases():
     prints = {tiny.pemt(tiny.base(name)).base_fingerprint() for name in tiny.CONFIGS}
     assert len(prints) == len(tiny.CONFIGS)
     assert isinstance(tiny.pemt(tiny.base("t5")), PemtModel)
+
+
+@ALL
+def test_any_linear_map_of_the_layers_is_found_by_its_path(name):
+    model = tiny.base(name)
+    paths = linear_paths(model, row(model))
+    downs = {site.path: site for site in down_projections(model, row(model))}
+    inside = [
+        n
+        for n, m in model.named_modules()
+        if type(m).__name__ in ("Linear", "Conv1D") and any(part.isdigit() for part in n.split("."))
+    ]
+    assert paths == inside
+    for i, path in enumerate(paths):
+        site = linear_site(model, row(model), path, i)
+        assert (site.index, site.path) == (i, path)
+        assert site.module is model.get_submodule(path)
+        x = torch.randn(1, 1, site.hidden)
+        assert site.module(x).shape == (1, 1, site.width)
+        assert site.is_down == (path in downs)
+        if site.is_down:
+            assert site.label == downs[path].label == f"{site.stack} {site.layer}"
+            assert (site.stack, site.layer) == (downs[path].stack, downs[path].layer)
+        else:
+            assert path.endswith(f".{site.layer}.{site.inner}")
+            assert site.label == f"{site.stack} {site.layer} {site.inner}"
+    stacks = {linear_site(model, row(model), p, 0).stack for p in paths}
+    assert stacks == {stack.name for stack in row(model).stacks}
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("lm_head", r"outside the layers.*\n.*model\.layers\.\*"),
+        ("model.embed_tokens", "outside the layers"),
+        ("model.layers.0.self_attn", "is a LlamaAttention"),
+        ("model.layers.0.self_attn.query_proj", r"(?s)no module.*nearest.*self_attn\."),
+        ("model.layers.7.mlp.up_proj", r"(?s)no module.*nearest.*mlp\.up_proj"),
+        ("something", "(?s)no module.*nearest"),
+    ],
+)
+def test_paths_without_a_linear_map_of_the_layers(path, words):
+    model = tiny.base("llama")
+    with pytest.raises(BackboneError, match=words):
+        linear_site(model, row(model), path, 0)

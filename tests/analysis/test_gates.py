@@ -8,12 +8,34 @@ from matplotlib import image
 
 from pemt.analysis.figures import gate_heat_map
 from pemt.analysis.gates import gate_table, layer_names
-from tests import tiny
+from tests import adapters, tiny
 
 
 def test_layers_are_counted_in_each_stack():
     model = tiny.pemt(tiny.base("t5"))
     assert layer_names(model) == ["encoder 0", "encoder 1", "decoder 0", "decoder 1"]
+
+
+def test_layers_beside_other_linear_maps_are_named_after_them():
+    base = tiny.base("bert")
+    paths = [f"encoder.layer.1.{inner}" for inner in ("attention.self.key", "output.dense")]
+    model = tiny.pemt(base, [adapters.partial(base, "a", paths)])
+    # the first layer's down projection has no expert, and so no gates
+    assert layer_names(model) == ["encoder 1", "encoder 1 attention.self.key"]
+    gates = model.gates(*tiny.batch()).mean(1)
+    table = gate_table(gates, model, ["a"])
+    assert table["by_layer"] == {name: {"a": 1.0} for name in layer_names(model)}
+
+
+def test_a_heat_map_of_other_linear_maps(tmp_path):
+    base = tiny.base("t5")
+    model = tiny.pemt(base, adapters.pair(base))
+    gates = model.gates(*tiny.batch()).mean(1)
+    assert gates.shape == (len(layer_names(model)), 2)
+    names = layer_names(model)
+    assert names[:4] == ["encoder 0", "encoder 1", "decoder 0", "decoder 1"]
+    assert "decoder 1 layer.1.EncDecAttention.k" in names
+    assert gate_heat_map(gates, model, ["a", "b"], tmp_path / "x.png").stat().st_size > 0
 
 
 def test_a_table_by_hand():

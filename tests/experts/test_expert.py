@@ -51,6 +51,21 @@ def test_newer_format_is_refused_even_with_fields_of_its_own():
         ExpertInfo.from_json({"format_version": 3, "something_new": 1})
 
 
+def test_an_unknown_coverage_is_refused():
+    with pytest.raises(ExpertError, match="coverage 'some'"):
+        make_info(coverage="some")
+
+
+def test_away_from_the_down_projections_widths_are_the_maps_own():
+    change = dataclasses.replace
+    expert = make_expert(coverage="linear")
+    layer = change(expert.layers[0], A=torch.ones(2, 7), B=torch.ones(9, 2))
+    change(expert, layers=(layer,))
+    for A, B in [(torch.ones(2, 7), torch.ones(9, 3)), (torch.ones(7), torch.ones(9, 2))]:
+        with pytest.raises(ExpertError, match=r"has [AB] of shape"):
+            change(expert, layers=(change(layer, A=A, B=B),))
+
+
 @pytest.mark.parametrize("name", ["a", "SST-2", "x" * 64, "a.b_c"])
 def test_allowed_names(name):
     assert check_name(name) == name

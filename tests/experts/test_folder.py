@@ -41,6 +41,42 @@ def assert_same(one: Expert, other: Expert) -> None:
     assert one.info == dataclasses.replace(other.info, content_hash=one.info.content_hash)
 
 
+VERSION_1 = Path(__file__).parent / "version1" / "films"
+
+
+def test_a_folder_of_version_1_is_read_and_written_again_as_it_was(tmp_path):
+    expert = load_expert(VERSION_1)
+    assert expert.info.format_version == 1
+    assert (expert.info.coverage, expert.info.origin) == ("down", {})
+    assert expert.info.content_hash == (
+        "5eb4004b4655bc1470cc71018280be21878fd5b117a54f7360725eb8e7d3c7e4"
+    )
+    assert [y.module for y in expert.layers] == [
+        f"encoder.layer.{i}.output.dense" for i in range(2)
+    ]
+    assert expert.layers[0].scale == 2.0
+    assert torch.equal(expert.layers[1].A[0], torch.arange(1, 7) / 8)
+    save_expert(expert, tmp_path / "films")
+    written = {p.name: p.read_bytes() for p in (tmp_path / "films").iterdir()}
+    assert written == {p.name: p.read_bytes() for p in VERSION_1.iterdir()}
+
+
+def test_what_version_1_cannot_hold_is_written_as_version_2(tmp_path):
+    expert = load_expert(VERSION_1)
+    wide = dataclasses.replace(
+        expert.layers[0], module="encoder.layer.0.attention.self.query", A=torch.ones(3, 4),
+        B=torch.ones(5, 3),
+    )  # fmt: skip
+    info = dataclasses.replace(expert.info, coverage="linear", origin={"format": "peft"})
+    other = dataclasses.replace(expert, layers=(wide, *expert.layers), info=info)
+    assert save_expert(other, tmp_path / "films").format_version == 2
+    manifest = json.loads((tmp_path / "films" / "expert.json").read_text())
+    assert manifest["info"]["format_version"] == 2
+    loaded = load_expert(tmp_path / "films")
+    assert_same(loaded, other)
+    assert loaded.info.origin == {"format": "peft"}
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     place = tmp_path / "film-reviews"

@@ -161,6 +161,23 @@ def test_saved_and_read_is_the_same_model(name, tmp_path):
         assert torch.equal(again.gates(ids, mask), model.gates(ids, mask))
 
 
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_a_bfloat16_base(name):
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        experts = adapters.mixed(tiny.base(name))
+        base = tiny.base(name).to(dtype)
+        model = tiny.stir(tiny.pemt(base, experts, sparsity_weight=0.5), size=0.05)
+        (batch,) = batches(model)
+        output = model(*batch)
+        output.loss.backward()
+        assert all(
+            g.isfinite().all() and g.dtype == torch.float32 for g in tiny.gradients(model).values()
+        )
+        losses.append(output.loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 def test_read_with_the_experts_of_a_library(tmp_path):
     base = tiny.base("bert")
     library = ExpertLibrary(tmp_path / "library")

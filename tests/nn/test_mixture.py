@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from pemt.errors import ConfigError
 from pemt.nn import (
     ExpertBank,
     ForwardContext,
@@ -150,3 +151,92 @@ def test_given_gates_replace_the_computed_ones():
 def test_the_wrapper_shows_the_down_projections_weight():
     layer, _ = build("l4")
     assert layer.weight is layer.down.weight
+
+
+COLUMNS = [[0, 2], [1], [2, 0, 3]]
+
+
+def partial(columns, mix="l4 l2 l4 l3", **settings):
+    """A layer whose gate has a column for each expert of `mix`, and a bank of some of them."""
+    layer, experts = build(mix, **settings)
+    kept = [experts[k] for k in columns]
+    built = MixtureLayer(
+        layer.down, ExpertBank(kept), layer.gate, layer.adapter, layer.slot, index=0,
+        stack="encoder", gate_input=layer.gate_input, averaging=layer.averaging, present=columns,
+    )  # fmt: skip
+    return built, [e if k in columns else None for k, e in enumerate(experts)]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_absent_experts_keep_their_column_and_add_nothing(columns, padded):
+    layer, experts = partial(columns)
+    x, _, _ = draws.inputs(3, 6, len(experts))
+    weights = draws.weights(3, 6) if padded else None
+    layer.slot.active = state = context(weights)
+    ours = layer(x)
+    pull = torch.randn_like(ours)
+    loss = combine_loss((ours * pull).sum(), WEIGHT, state)
+
+    gates = reference.gate(x[:, START : START + PROMPT].mean(1), layer.gate.weight, layer.gate.tau)
+    y = layer.down(x) + reference.partial_mixture(experts, x, gates)
+    a = layer.adapter
+    theirs = reference.target_adapter(y, a.down.weight, a.down.bias, a.up.weight, a.up.bias)
+    sparsity = reference.partial_sparsity(experts, x, theirs, gates, weights)
+    wanted = (theirs * pull).sum() + WEIGHT * sparsity
+    assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    assert_close(state.gates[0], gates)
+    assert state.gates[0].shape == (3, 4)
+    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
+    trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    for a, b in zip(
+        torch.autograd.grad(loss, trained), torch.autograd.grad(wanted, trained), strict=True
+    ):
+        assert_close(a, b, atol=2e-4, rtol=1e-3)
+
+
+def test_gates_of_zero_for_all_who_are_here_give_a_finite_loss():
+    layer, _ = partial([0])
+    x, _, _ = draws.inputs(2, 6, 4)
+    layer.slot.active = state = context(fixed_gates={0: torch.tensor([0.0, 1.0, 0.0, 0.0])})
+    combine_loss(layer(x).sum(), WEIGHT, state).backward()
+    assert state.sparsity_values[0] == 0
+    assert x.grad.isfinite().all()
+
+
+def test_a_layer_without_experts_has_its_adapter_and_makes_no_loss():
+    layer, _ = build("l4")
+    bare = MixtureLayer(
+        layer.down, None, None, layer.adapter, layer.slot, index=0, stack="encoder",
+        gate_input="hidden",
+    )  # fmt: skip
+    x, _, _ = draws.inputs(2, 5, 1)
+    bare.slot.active = state = context()
+    assert torch.equal(bare(x), layer.adapter(layer.down(x)))
+    assert not state.gates
+    assert not state.sparsity_values
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_inputs_of_any_number_of_dimensions(shape):
+    layer, experts = build("l4 g2 l4", adapter=False, gate_input="summary")
+    u = torch.randn(3, draws.WIDTH)
+    layer.slot.active = ForwardContext(summary=u)
+    x = torch.randn(3, *shape, draws.HIDDEN)
+    gates = reference.gate(u, layer.gate.weight, layer.gate.tau)
+    flat = x.reshape(3, -1, draws.HIDDEN)
+    wanted = layer.down(flat) + reference.mixture(experts, flat, gates)
+    assert_close(layer(x), wanted.reshape(*x.shape[:-1], draws.WIDTH), atol=2e-5, rtol=1e-5)
+
+
+def test_gates_cannot_be_found_in_a_flattened_batch():
+    layer, _ = build("l4 l2")
+    layer.slot.active = context()
+    with pytest.raises(ConfigError, match=r"got \(6, 24\)"):
+        layer(torch.randn(6, draws.HIDDEN))
+
+
+def test_the_wrapper_shows_what_modeling_code_may_read():
+    layer, _ = build("l4")
+    assert layer.bias is layer.down.bias
+    assert (layer.in_features, layer.out_features) == (draws.HIDDEN, draws.WIDTH)
