@@ -119,10 +119,7 @@ def test_leftovers_of_killed_writers_go_with_the_next_write(library):
     assert library.verify() == []
 
 
-def test_hub_libraries_and_files_are_refused(tmp_path):
-    for address in ("hf://user/repo", Path("hf://user/repo")):
-        with pytest.raises(ConfigError, match="not supported yet"):
-            ExpertLibrary(address)
+def test_a_file_is_no_library(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         ExpertLibrary(tmp_path / "file")
@@ -169,7 +166,7 @@ def test_two_processes_adding_at_once_both_land(tmp_path):
 
 
 def test_writers_take_turns(library, monkeypatch):
-    monkeypatch.setattr("pemt.experts.library._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("pemt.experts.writing.LOCK_SECONDS", 0.1)
     with FileLock(library.root / ".lock"):
         with pytest.raises(ExpertError, match="being written by another process"):
             library.add(make_expert("third"))

@@ -12,7 +12,7 @@ from pemt.training.settings import Answers, TrainSettings
 
 def adapt(
     task: str,
-    library: Path,
+    library: str,
     *,
     base: str = "minilm",
     experts: list[str] | str | None = None,

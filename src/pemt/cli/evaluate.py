@@ -18,7 +18,7 @@ def evaluate(
     task: str | None = None,
     split: Literal["test", "validation", "train"] = "test",
     rows: int | None = None,
-    library: Path | None = None,
+    library: str | None = None,
     base: str | None = None,
     data_dir: Path | None = None,
     precision: str = "auto",

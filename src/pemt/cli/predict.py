@@ -16,7 +16,7 @@ def predict(
     text: list[str] | None = None,
     input: Path | None = None,
     output: Path | None = None,
-    library: Path | None = None,
+    library: str | None = None,
     base: str | None = None,
     precision: str = "auto",
     answers: Answers | None = None,

@@ -11,7 +11,7 @@ from pemt.training.settings import TrainSettings
 
 def train_source(
     task: str,
-    library: Path,
+    library: str,
     *,
     base: str = "minilm",
     name: str | None = None,

@@ -12,6 +12,8 @@ from pemt.experts.expert import (
     check_name,
 )
 from pemt.experts.folder import load_expert, read_info, save_expert
+from pemt.experts.hub import HubLibrary, pull
+from pemt.experts.hub_push import push
 from pemt.experts.importing import expert_from_peft
 from pemt.experts.library import ExpertLibrary
 from pemt.experts.peft_format import lora_from_peft, lora_to_peft
@@ -23,12 +25,15 @@ __all__ = [
     "ExpertKind",
     "ExpertLayer",
     "ExpertLibrary",
+    "HubLibrary",
     "check_compatible",
     "check_name",
     "expert_from_peft",
     "load_expert",
     "lora_from_peft",
     "lora_to_peft",
+    "pull",
+    "push",
     "read_info",
     "save_expert",
 ]

@@ -139,10 +139,13 @@ def _render(expert: Expert) -> tuple[ExpertInfo, dict[str, bytes]]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
+    try:
+        with path.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:  # a full disk does not say which file it was
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _sync(folder: Path) -> None:

@@ -6,13 +6,15 @@
     tensors      dtype and shape of each tensor, by file
     files        sha256 of each file
 
-Whatever disagrees with it is refused, by the name of the file.
+Whatever disagrees with it is refused, by the name of the file. The one file beside it that is not
+recorded is the card, README.md: prose for people, which nothing reads back, so it may be edited.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,8 +28,10 @@ ADAPTER = "adapter_model.safetensors"
 BOTTLENECK = "bottleneck.safetensors"
 PROMPT = "prompt.safetensors"
 HEAD = "head.safetensors"
+CARD = "README.md"
 _REQUIRED = {"lora": {ADAPTER_CONFIG, ADAPTER, PROMPT}, "bottleneck": {BOTTLENECK, PROMPT}}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+_SYSTEM_FILES = {".DS_Store", ".gitattributes", "desktop.ini", "Thumbs.db"}
 _PARTS: dict[str, type] = {"files": dict, "info": dict, "layers": list, "tensors": dict}
 BROKEN = "get a fresh copy of the expert, or train it again"
 
@@ -78,11 +82,16 @@ def check_listing(place: Path, info: ExpertInfo, recorded: Mapping[str, str]) ->
         name = path.relative_to(place).as_posix()
         if path.is_symlink():
             refuse(place, f"{name} is a symbolic link", "copy the file itself")
-        if path.suffix.lower() in _PICKLES:
+        if may_hold_pickle(name):
             refuse(place, f"{name} may hold a pickle", "remove it: nothing is ever unpickled")
-        ours = path.suffix == ".safetensors" or name in (ADAPTER_CONFIG, MANIFEST)
-        if ours and name not in recorded and name != MANIFEST:
+        known = name in recorded or name in (MANIFEST, CARD, *_SYSTEM_FILES)
+        if not known and not path.is_dir():
             refuse(place, f"{name} is not recorded in {MANIFEST}", "remove it")
+
+
+def may_hold_pickle(name: str) -> bool:
+    """Whether a file of this name is of a kind that is read by unpickling."""
+    return Path(name).suffix.lower() in _PICKLES
 
 
 def read_file(place: Path, name: str) -> bytes:
@@ -96,6 +105,17 @@ def read_file(place: Path, name: str) -> bytes:
         refuse(place, f"{name} is missing", BROKEN)
     except OSError as error:
         refuse(place, f"{name} cannot be read ({error})", "check its permissions")
+
+
+def copy_file(place: Path, name: str, target: Path) -> None:
+    """Copy one file of an expert; a linked or missing one is refused by name."""
+    path = place / name
+    if path.is_symlink():
+        refuse(place, f"{name} is a symbolic link", "copy the file itself")
+    try:
+        shutil.copyfile(path, target / name)
+    except FileNotFoundError:
+        refuse(place, f"{name} is missing", BROKEN)
 
 
 def content_hash(manifest: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 pemt.json           what it is: configuration, base, experts by name and hash, task, file hashes
 model.safetensors   everything that was trained
+README.md           the card: what it is, for people and for the Hub
 experts/NAME/       the experts, each a folder that plain PEFT loads (unless left out)
 """
 
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from pemt.errors import ConfigError, ExpertError
 from pemt.experts import Expert, ExpertLibrary, load_expert, save_expert
+from pemt.experts.card import model_card
+from pemt.experts.manifest import CARD
 from pemt.model.config import PemtConfig, from_dict
 
 if TYPE_CHECKING:
@@ -83,6 +86,7 @@ def save_model(
             "extra": extra or {},
         }
         (fresh / CONFIG).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+        (fresh / CARD).write_text(model_card(described, folder=folder.name), encoding="utf-8")
         fresh.chmod(0o755)
         _swap(fresh, folder)
     finally:

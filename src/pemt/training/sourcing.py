@@ -127,6 +127,7 @@ def train_source(
     base = load_base(base) if isinstance(base, str) else base
     task = Task.named(task) if isinstance(task, str) else task
     library = library if isinstance(library, ExpertLibrary) else ExpertLibrary(library)
+    library.require_writable()
     config = config or SourceConfig()
     settings = settings or TrainSettings(**SOURCE_DEFAULTS)  # type: ignore[arg-type]
     if settings.learning_rate is None:
