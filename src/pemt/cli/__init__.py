@@ -19,6 +19,8 @@ def commands() -> dict[str, Any]:
     from pemt.cli.experts import list_experts, show, verify
     from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
+    from pemt.cli.experts_change import add, card, remove, rename
+    from pemt.cli.experts_hub import pull, push
     from pemt.cli.predict import predict
     from pemt.cli.tasks import list_tasks
     from pemt.cli.tasks import show as show_task
@@ -31,12 +33,18 @@ def commands() -> dict[str, Any]:
         "evaluate": evaluate,
         "predict": predict,
         "experts": {
-            "_help": "Look into a library of experts.",
+            "_help": "Keep and share a library of experts.",
             "list": list_experts,
             "show": show,
+            "add": add,
+            "rename": rename,
+            "remove": remove,
             "verify": verify,
             "rank": rank,
             "import": import_peft,
+            "card": card,
+            "push": push,
+            "pull": pull,
         },
         "tasks": {
             "_help": "Look at the tasks of the registry.",
@@ -84,7 +92,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name[:2] + name[2:].replace("-", "_") + equals + value
-            if argument in ("--json", "--overwrite", "--drop_head"):
+            if argument in ("--json", "--overwrite", "--drop_head", "--write", "--private"):
                 following = arguments[i + 1] if i + 1 < len(arguments) else ""
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)

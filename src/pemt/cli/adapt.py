@@ -42,7 +42,7 @@ def adapt(
 
     Args:
         task: a name of `pemt tasks list`, or a YAML file of your own.
-        library: folder with the experts.
+        library: folder with the experts, or hf://user/repo@revision.
         base: the base the experts were trained on.
         experts: which experts, in gate-column order: [mnli, qqp], or auto:4 for the four that rank
             best on the training rows (`pemt experts rank` shows the ranking); all by default.

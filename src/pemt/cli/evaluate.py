@@ -37,7 +37,7 @@ def evaluate(
         task: another task; its label words must be the model's.
         split: which rows.
         rows: at most this many, drawn by seed 0.
-        library: where the experts are, if they were not saved with the model.
+        library: folder or hf:// address of the experts, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
         precision: of the frozen base: auto, float32 or bfloat16.

@@ -1,8 +1,7 @@
-"""`pemt experts`: look into a library of experts."""
+"""`pemt experts`: look into a library of experts, on disk or on the Hub."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pemt.errors import ConfigError, PemtError
@@ -13,31 +12,31 @@ if TYPE_CHECKING:
     from pemt.experts import ExpertLibrary
 
 
-def list_experts(library: Path, *, json: bool = False) -> int:
+def list_experts(library: str, *, json: bool = False) -> int:
     """List the experts of a library: what each was trained on, for which base, how well it did.
 
     Only the experts' descriptions are read. An expert whose description cannot be used is listed
     with the reason; `pemt experts verify` checks the tensors too.
 
     Args:
-        library: Folder that holds the experts, one folder each.
+        library: Folder that holds the experts, one folder each, or hf://user/repo@revision.
         json: Print the experts' full descriptions as JSON instead of a table.
 
     Returns:
         0.
     """
-    store = _open(library)
+    store = open_library(library)
     rows: list[dict[str, Any]] = []
-    for name in store.names():
-        try:
-            rows.append(store.info(name).to_json())
-        except PemtError as error:
-            rows.append({"name": name, "problem": str(error)})
+    for name, found in store.infos():
+        if isinstance(found, PemtError):
+            rows.append({"name": name, "problem": str(found)})
+        else:
+            rows.append(found.to_json())
     if json:
-        _print_json(rows)
+        print_json(rows)
         return 0
     columns = ("name", "task", "kind", "rank", "base", "metrics", "created")
-    table = _table(f"{len(rows)} experts in {library}", *columns)
+    table = _table(f"{len(rows)} experts in {store}", *columns)
     for row in rows:
         if "problem" in row:
             _add(table, row["name"], row["problem"], *[""] * (len(columns) - 2))
@@ -47,20 +46,20 @@ def list_experts(library: Path, *, json: bool = False) -> int:
     return 0
 
 
-def show(library: Path, name: str, *, json: bool = False) -> int:
+def show(library: str, name: str, *, json: bool = False) -> int:
     """Show where one expert came from: task, base, data, settings and what it reached.
 
     Args:
-        library: Folder that holds the experts, one folder each.
+        library: Folder that holds the experts, one folder each, or hf://user/repo@revision.
         name: The expert's name, as `pemt experts list` gives it.
         json: Print JSON instead of a table.
 
     Returns:
         0.
     """
-    info = _open(library).info(name).to_json()
+    info = open_library(library).info(name).to_json()
     if json:
-        _print_json(info)
+        print_json(info)
         return 0
     table = _table(f"Expert {name}", "field", "value")
     for field, value in info.items():
@@ -69,24 +68,24 @@ def show(library: Path, name: str, *, json: bool = False) -> int:
     return 0
 
 
-def verify(library: Path, name: str | None = None, *, json: bool = False) -> int:
+def verify(library: str, name: str | None = None, *, json: bool = False) -> int:
     """Check experts to the last byte: every file's hash, every tensor's shape and values.
 
     Run it after copying a library, or when an expert is refused.
 
     Args:
-        library: Folder that holds the experts, one folder each.
+        library: Folder that holds the experts, one folder each, or hf://user/repo@revision.
         name: Check this expert only; without it, everything in the library.
         json: Print `{"checked": ..., "problems": [...]}` instead of sentences.
 
     Returns:
         0 when all is well, 1 when there is any problem.
     """
-    store = _open(library)
+    store = open_library(library)
     problems = store.verify(name)
     checked = [name] if name is not None else store.names()
     if json:
-        _print_json({"checked": checked, "problems": problems})
+        print_json({"checked": checked, "problems": problems})
     elif problems:
         table = _table(f"{len(problems)} problems in {library}", "problem")
         for problem in problems:
@@ -97,12 +96,16 @@ def verify(library: Path, name: str | None = None, *, json: bool = False) -> int
     return 1 if problems else 0
 
 
-def _open(library: Path) -> ExpertLibrary:
-    """A library to read from, which has to be there."""
-    from pemt.experts import ExpertLibrary
+def open_library(library: str) -> ExpertLibrary:
+    """A library to read from, which has to be there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from pemt.experts import ExpertLibrary, HubLibrary
 
     store = ExpertLibrary(library)
-    if not store.root.is_dir():
+    if not isinstance(store, HubLibrary) and not store.root.is_dir():
         raise ConfigError(
             f"There is no library {str(library)!r}.",
             "give the folder that `pemt train-source --library` wrote to",
@@ -141,7 +144,8 @@ def _print(table: Table) -> None:
     Console().print(table)
 
 
-def _print_json(data: Any) -> None:
+def print_json(data: Any) -> None:
+    """Print JSON on stdout."""
     from json import dumps
 
     print(dumps(data, indent=2, ensure_ascii=False))

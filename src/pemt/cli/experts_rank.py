@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def rank(
-    library: Path,
+    library: str,
     task: str,
     *,
     base: str = "minilm",
@@ -29,7 +29,7 @@ def rank(
     Example: pemt experts rank experts product_reviews --shots 16
 
     Args:
-        library: folder with the experts.
+        library: folder with the experts, or hf://user/repo@revision.
         task: a name of `pemt tasks list`, or a YAML file of your own.
         base: the base the experts were trained on.
         shots: labelled rows per class (regression and generation: in all); default: at most 512 of

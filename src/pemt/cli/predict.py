@@ -34,7 +34,7 @@ def predict(
         text: texts; a task with one column renders them, others take them as they are.
         input: a file with one row per text.
         output: write one JSON object per line here instead of to stdout.
-        library: where the experts are, if they were not saved with the model.
+        library: folder or hf:// address of the experts, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         precision: of the frozen base: auto, float32 or bfloat16.
         answers: rank the label words, generate, or auto; by default as the model was adapted with.

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pemt.experts.address import HubAddress, is_hub_address
 from pemt.experts.expert import ExpertInfo
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def expert_card(info: ExpertInfo, *, where: str | None = None, licence: str | No
     }
     return _render(
         "expert.md.j2", front, info=info, measured=measured, task=task, where=where,
-        hub=where is not None and where.startswith("hf://"),
+        hub=HubAddress.parse(where) if where and is_hub_address(where) else None,
     )  # fmt: skip
 
 
@@ -152,14 +153,16 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
         described: the content of its `pemt.json`.
         folder: its folder's name.
     """
-    extra = described.get("extra") or {}
-    saved = extra.get("task") or {}
-    name = str(saved.get("name", ""))
+    extra = _mapping(described.get("extra"))
+    unknown = dict.fromkeys(("name", "version", "description", "licence", "citation"), "")
+    saved = {**unknown, "labels": (), **_mapping(extra.get("task"))}
+    name = str(saved["name"])
     task = _task(name)
-    measured = measures({"test": extra.get("metrics") or {}})
+    measured = measures({"test": _mapping(extra.get("metrics"))})
+    settings = _mapping(extra.get("settings"))
     front: dict[str, Any] = {
         "license": "unknown",
-        **({"base_model": described["base"]} if _HUB_ID.fullmatch(described["base"]) else {}),
+        **({"base_model": described["base"]} if _HUB_ID.fullmatch(str(described["base"])) else {}),
         "library_name": "pemt",
         "tags": ["pemt", "few-shot", "mixture-of-experts"],
         **_datasets([task]),
@@ -170,7 +173,7 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
         front["model-index"] = _model_index(folder, name or "unknown", task, measured)
     return _render(
         "model.md.j2", front, described=described, saved=saved, measured=measured, folder=folder,
-        settings=extra.get("settings") or {}, task=task,
+        settings=settings, task=task,
     )  # fmt: skip
 
 
@@ -256,6 +259,10 @@ def _task(name: str) -> Task | None:
         return Task.named(name)
     except PemtError:
         return None  # a task of the user's own
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_number(value: Any) -> bool:

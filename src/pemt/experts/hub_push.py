@@ -59,13 +59,14 @@ def push(
     """
     address = _target(repo, revision)
     where = f"hf://{address.repo}{'/' + address.folder if address.folder else ''}"
+    where += f"@{address.revision}" if address.revision else ""
     settings: dict[str, Any] = {"endpoint": endpoint, "cache_dir": cache_dir, "token": token}
     with tempfile.TemporaryDirectory(prefix="pemt-push-") as scratch:
         place = Path(scratch)
         infos = _gather(source, names, place)  # verified copies: writers cannot change them
         there = _prepare(address, private=private, **settings)
         for info in infos:
-            _card(place / info.name, info, where if not address.revision else None, licence)
+            _card(place / info.name, info, where, licence)
         others = [i for name, i in there.infos() if name not in {x.name for x in infos}]
         known = [*infos, *(i for i in others if isinstance(i, ExpertInfo))]
         operations = _operations(there, place, infos)
@@ -123,7 +124,7 @@ def _prepare(address: HubAddress, *, private: bool | None, **settings: Any) -> H
     return HubLibrary(address, may_be_empty=True, **settings)
 
 
-def _card(place: Path, info: ExpertInfo, where: str | None, licence: str | None) -> None:
+def _card(place: Path, info: ExpertInfo, where: str, licence: str | None) -> None:
     """Say in a card of ours where the expert is now; a card that somebody wrote stays."""
     card = place / CARD
     if MARK in card.read_text(encoding="utf-8"):

@@ -318,17 +318,19 @@ class ExpertLibrary:
             self._known(name)  # another writer may have been faster
             vanish(self.root, self.root / name)
 
-    def write_card(self, name: str, text: str) -> Path:
-        """Replace an expert's README.md; it is no part of the content hash.
+    def write_card(self, name: str | None, text: str) -> Path:
+        """Replace the README.md of an expert, or of the library; no content hash covers it.
 
         Raises:
             UnknownNameError: no expert of that name.
         """
         self.require_writable()
-        self._known(name)
-        with explained(f"Writing the card of {name!r} in {self.root}"), turn(self.root):
-            replace_card(self.root, self.root / name, text)
-        return self.root / name / CARD
+        if name is not None:
+            self._known(name)
+        folder = self.root / (name or "")
+        with explained(f"Writing {folder / CARD}"), turn(self.root):
+            replace_card(self.root, folder, text)
+        return folder / CARD
 
     # --- inside ---------------------------------------------------------------------------------
 
