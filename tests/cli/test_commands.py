@@ -140,3 +140,28 @@ def test_help_teaches(capsys):
         assert len(capsys.readouterr().out.splitlines()) > 15
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("pemt ")
+
+
+def test_experts_on_the_hub_are_used_as_in_a_folder(place, tmp_path, capsys, monkeypatch):
+    """Push the library, adapt from the pinned address, evaluate with experts from there."""
+    from huggingface_hub import constants
+
+    from tests.experts.fake_hub import FakeHub
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        pushed = json.loads(
+            run(capsys, "experts", "push", place / "experts", "team/experts", "--json").out
+        )["address"]
+        arguments = adapt(place, tmp_path / "run", "--json")
+        arguments[2] = pushed
+        made = json.loads(run(capsys, *arguments).out)
+        assert set(made["gates"]) == {"first", "second"}
+        refused = run(
+            capsys, "train-source", place / "first.yaml", "hf://team/experts", "--base",
+            place / "bert", code=1,
+        )  # fmt: skip
+        assert "cannot be written to" in refused.err

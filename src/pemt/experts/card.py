@@ -187,8 +187,9 @@ def text(value: Any) -> str:
 
 
 def code(value: Any) -> str:
-    """A value as a code span: it cannot end the span, nor a table's cell."""
-    return "`" + _BREAKS.sub(" ", str(value)).replace("`", "'").replace("|", "\\|").strip() + "`"
+    """A value as a code span, a hash usually: it can end neither the span nor a table's cell."""
+    line = _BREAKS.sub(" ", str(value)).strip()
+    return "`" + re.sub(r"[`|<>&]", "?", line) + "`"
 
 
 def _render(template: str, front: Mapping[str, Any], **values: Any) -> str:

@@ -127,8 +127,10 @@ def vanish(root: Path, folder: Path) -> None:
     """Delete a folder: it disappears in one step, then its bytes go; call it inside a `turn`."""
     doomed = hidden_sibling(root / folder.name, "tmp")
     folder.rename(doomed)
-    _sync(root)
-    discard(doomed)
+    try:
+        _sync(root)
+    finally:
+        discard(doomed)
 
 
 def parked(folder: Path) -> bool:
