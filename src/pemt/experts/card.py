@@ -208,6 +208,7 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("pemt.experts", "cards"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # it is Markdown: every free text goes through `text` or `code`
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -31,9 +31,7 @@ def check_experts(base: Base, library: ExpertLibrary, names: Sequence[str] | Non
     """
     chosen = list(names) if names is not None else library.names()
     if not chosen:
-        raise ConfigError(
-            f"No experts in {library}", "train some first: pemt train-source --help"
-        )
+        raise ConfigError(f"No experts in {library}", "train some first: pemt train-source --help")
     made = fingerprint(base.model, base.backbone)
     words = tokenizer_fingerprint(base.tokenizer)
     site = down_projections(base.model, base.backbone)[0]
