@@ -160,6 +160,7 @@ def test_experts_on_the_hub_are_used_as_in_a_folder(place, tmp_path, capsys, mon
         arguments[2] = pushed
         made = json.loads(run(capsys, *arguments).out)
         assert set(made["gates"]) == {"first", "second"}
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["library"] == pushed
         refused = run(
             capsys, "train-source", place / "first.yaml", "hf://team/experts", "--base",
             place / "bert", code=1,

@@ -143,6 +143,7 @@ def adapt(
     chosen_method = method_named(method)
     if isinstance(experts, (str, Path)):
         experts = ExpertLibrary(experts)
+    source = str(experts) if isinstance(experts, ExpertLibrary) else None  # a Hub's with its commit
     rows = rows or target_rows(
         task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
     )
@@ -192,7 +193,7 @@ def adapt(
             settings=chosen, notes=notes,
         )  # fmt: skip
         if folder is not None:
-            _write(result, folder, method=method, config=config, test=test)
+            _write(result, folder, method=method, config=config, test=test, library=source)
     return result
 
 
@@ -259,15 +260,16 @@ def mean_gates(
 
 
 def _write(
-    result: AdaptResult, folder: Path, *, method: str, config: PemtConfig, test: Sequence[Example]
-) -> None:
+    result: AdaptResult, folder: Path, *, method: str, config: PemtConfig, test: Sequence[Example],
+    library: str | None,
+) -> None:  # fmt: skip
     """Everything a run leaves: the record, results, predictions and (PEMT) the adapted model."""
     from pemt.analysis.gates import gate_table
 
     record = run_record(
         stage="adapt", method=method, task=result.task.name, base=result.base.name,
         experts=result.experts, config=config.to_dict(), settings=result.settings.to_dict(),
-        rows=result.manifest,
+        rows=result.manifest, library=library,
     )  # fmt: skip
     write_json(folder / "run.json", record)
     lines = [
