@@ -118,9 +118,9 @@ def measure(root: Path, count: int) -> None:
     names = library.names()[:count]
     on_disk = sum(p.stat().st_size for n in names for p in (root / n).iterdir())
     at_start, read = peak(), read_bytes()
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     experts = library.load_many(names)
-    loaded = time.perf_counter()
+    loaded, cpu_loaded = time.perf_counter(), time.process_time()
     bytes_read, peak_loaded = read_bytes() - read, peak()
     banks = [
         ExpertBank([
@@ -129,7 +129,7 @@ def measure(root: Path, count: int) -> None:
         ])
         for i in range(len(MODULES))
     ]  # fmt: skip
-    stacked = time.perf_counter()
+    stacked, cpu_stacked = time.perf_counter(), time.process_time()
     weights = sum(t.numel() * t.element_size() for b in banks for t in b.buffers())
     print(
         json.dumps(
@@ -138,8 +138,11 @@ def measure(root: Path, count: int) -> None:
                 "on_disk_MB": on_disk / MB,
                 "bytes_read_per_byte_on_disk": bytes_read / on_disk,
                 "load_seconds": loaded - started,
-                "load_seconds_per_expert": (loaded - started) / count,
+                "load_cpu_seconds": cpu_loaded - cpu_started,
+                "load_cpu_seconds_per_expert": (cpu_loaded - cpu_started) / count,
                 "stack_seconds": stacked - loaded,
+                "stack_cpu_seconds": cpu_stacked - cpu_loaded,
+                "stack_cpu_seconds_per_expert": (cpu_stacked - cpu_loaded) / count,
                 "bank_MB": weights / MB,
                 "tensors_per_layer": sum(1 for n, _ in banks[0].named_buffers() if n in "AB"),
                 "columns_per_layer": banks[0].columns,
