@@ -75,6 +75,15 @@ def test_only_what_was_measured_is_reported():
     assert "datasets" not in front(card)
 
 
+def test_an_imported_experts_card_says_so():
+    origin = {"format": "peft", "source": "someone/lora", "base_model_name_or_path": "bert"}
+    card = expert_card(make_info(origin=origin, coverage="linear"))
+    assert "| imported | from someone/lora (peft), whose base is called bert |" in card
+    assert "branches beside linear maps of" in card
+    assert "imported" not in expert_card(make_info())
+    assert "unrecorded place" in expert_card(make_info(origin={"x": 1}))
+
+
 def test_spread_needs_more_than_one_run():
     metrics = {
         "test": {"n": 100, "f1": {"mean": 0.5, "deviation": 0.02, "runs": 3}, "accuracy": 0.25},
@@ -97,6 +106,7 @@ def test_what_somebody_wrote_stays_text(value):
         description=value, task=value, base=value, label_words=(value, "b"), created=value,
         data_fingerprint=value, settings={value: value}, versions={value: value},
         metrics={value: 0.5, "test": {value: 0.5}},
+        origin={"source": value, "format": value, "base_model_name_or_path": value},
     )  # fmt: skip
     described = {
         "base": value, "family": value, "base_fingerprint": value,
@@ -113,7 +123,7 @@ def test_what_somebody_wrote_stays_text(value):
         assert "49" not in body(card)
         assert not re.search(r"^(- x|# x|1\. x)", body(card), flags=re.MULTILINE)
     assert expert_card(info).count("\n```") == plain.count("\n```")
-    assert len(body(expert_card(info)).splitlines()) <= len(body(plain).splitlines()) + 4
+    assert len(body(expert_card(info)).splitlines()) <= len(body(plain).splitlines()) + 5
 
 
 def test_text_and_code_spans():

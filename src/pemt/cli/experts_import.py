@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-from pathlib import Path
 from typing import Literal
 
 from pemt.errors import ConfigError
@@ -11,7 +10,7 @@ from pemt.errors import ConfigError
 
 def import_peft(
     folder: str,
-    library: Path,
+    library: str,
     *,
     base: str,
     name: str,
