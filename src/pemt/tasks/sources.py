@@ -17,6 +17,10 @@ from pemt.errors import ConfigError, UnknownNameError
 T = TypeVar("T")
 
 WHEEL_FORMATS = ("jsonl", "tsv", "lines", "chat", "sms")
+_QUOTE = (
+    "YAML reads unquoted yes, no, on, off, True and False as truth values, and 1 as a number: "
+    "put them in quotes, such as 'yes'"
+)
 SPLIT_RULES = ("halve_validation", "hold_out_1000", "mnli", "own", "random", "auto")
 
 
@@ -188,7 +192,8 @@ def parse_rows(raw: object, where: str, folder: Path | None) -> RowSource:
         files = mapping(keys["files"], f"{where}: rows.files")
         for split in files:
             if split not in ("train", "validation", "test"):
-                raise UnknownNameError("split", split, ("train", "validation", "test"))
+                known = ("train", "validation", "test")
+                raise UnknownNameError(f"split in {where}: rows.files", split, known)
         keys["files"] = {s: (folder or Path()) / str(path) for s, path in files.items()}
     keys["mirror"] = strings(keys.get("mirror", ()), f"{where}: rows.mirror")
     keys["drop_labels"] = strings(keys.get("drop_labels", ()), f"{where}: rows.drop_labels")
@@ -230,7 +235,9 @@ def mapping(raw: object, where: str) -> Mapping[str, Any]:
         ConfigError: it is something else.
     """
     if not isinstance(raw, Mapping) or not all(isinstance(key, str) for key in raw):
-        raise ConfigError(f"{where} is {raw!r}", "give a mapping of names to values")
+        fix = "give a mapping of names to values"
+        bare = [key for key in raw if not isinstance(key, str)] if isinstance(raw, Mapping) else []
+        raise ConfigError(f"{where} is {raw!r}", f"{fix}; {_QUOTE}" if bare else fix)
     return raw
 
 
@@ -241,7 +248,9 @@ def strings(raw: object, where: str) -> tuple[str, ...]:
         ConfigError: it is something else (YAML reads an unquoted True or 3 as no string).
     """
     if not isinstance(raw, (list, tuple)) or not all(isinstance(item, str) for item in raw):
-        raise ConfigError(f"{where} is {raw!r}", "give a list of strings, quoted where needed")
+        fix = "give a list of strings"
+        bare = isinstance(raw, (list, tuple)) and any(isinstance(i, (bool, int, float)) for i in raw)
+        raise ConfigError(f"{where} is {raw!r}", f"{fix}; {_QUOTE}" if bare else fix)
     return tuple(raw)
 
 

@@ -23,6 +23,7 @@ from pemt.tasks.sources import Group, RowSource, SplitRule, build, value_at
 
 Kind = Literal["classification", "regression", "generation"]
 _REGISTRY = Path(__file__).parent / "registry"
+_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,13 @@ class Task:
         except yaml.YAMLError as error:
             raise ConfigError(f"The task file {path} is not YAML: {error}") from error
         where = str(path)
-        return build(cls, task_keys(raw, where, path.parent), where)
+        keys = task_keys(raw, where, path.parent)
+        try:
+            return build(cls, keys, where)
+        except ConfigError as error:
+            if where in error.what:
+                raise
+            raise ConfigError(f"{where}: {error.what}", error.fix) from None
 
     @property
     def num_labels(self) -> int:
@@ -229,12 +236,12 @@ class Task:
             return self._score(value, at)
         index = self._bin_of(self._score(value, at)) if self.label_bins else self._index_of(value)
         if index is None:
-            allowed = ", ".join(f"{i} or {word!r}" for i, word in enumerate(self.labels))
-            if self.label_values:
-                allowed = ", ".join(repr(key) for key in self.label_values)
-            if self.label_bins:
-                allowed = ", ".join(f"{a:g} to {b:g}" for a, b in self.label_bins.values())
-            raise DataError(f"{at}label {value!r} is outside the label set", f"allowed: {allowed}")
+            fix = f"allowed: {self._allowed()}"
+            known = [*(self.label_values or self.labels)]
+            alike = [word for word in known if word.casefold() == str(value).strip().casefold()]
+            if alike:
+                fix = f"{alike[0]!r} differs from it in case only: write both the same; {fix}"
+            raise DataError(f"{at}label {value!r} is outside the label set", fix)
         return index
 
     def leaves_out(self, row: Mapping[str, Any], where: str = "") -> bool:
@@ -289,25 +296,47 @@ class Task:
             raise DataError(f"{at}{value!r} is not a score of task {self.name!r}", allowed)
         return score
 
+    def _allowed(self) -> str:
+        if self.label_bins:
+            return ", ".join(f"{a:g} to {b:g}" for a, b in self.label_bins.values())
+        ways = [repr(key) for key in self.label_values]
+        indexed = not any(map(_is_integer, self.labels))
+        ways = ways or [f"{i} or {w!r}" if indexed else repr(w) for i, w in enumerate(self.labels)]
+        return ", ".join(ways[:_SHOWN]) + (f", ... ({len(ways)})" if len(ways) > _SHOWN else "")
+
     def _index_of(self, value: object) -> int | None:
-        text = str(value).strip()
+        text, number = str(value).strip(), integer_text(value)
         if self.label_values:
-            return self.label_values.get(text)
-        if text in self.labels:
-            return self.labels.index(text)
-        if isinstance(value, str) and re.fullmatch(r"\d+\.0+", text):
-            text = text.partition(".")[0]  # a label column that a spreadsheet made of floats
-        if isinstance(value, float) and value.is_integer():
-            text = str(int(value))
-        if isinstance(value, bool):
-            text = str(int(value))
-        return int(text) if text.isdecimal() and int(text) < len(self.labels) else None
+            return self.label_values.get(text, self.label_values.get(number))
+        for word in (text, number):
+            if word in self.labels:
+                return self.labels.index(word)
+        # Beside words that are numbers, a number is a word, never an index.
+        if any(map(_is_integer, self.labels)) or not number.isdecimal():
+            return None
+        return int(number) if int(number) < len(self.labels) else None
 
 
 @cache
 def task_names() -> tuple[str, ...]:
     """The names in the registry, sorted."""
     return tuple(sorted(path.stem for path in _REGISTRY.glob("*.yaml")))
+
+
+def integer_text(value: object) -> str:
+    """A value as text, whole numbers without their point.
+
+    Spreadsheets and data frames make floats of a label column with a gap: "1.0" and 1.0 are "1".
+    """
+    text = str(value).strip()
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    whole = isinstance(value, str) and re.fullmatch(r"-?\d+\.0+", text)
+    return text.partition(".")[0] if whole else text
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch(r"-?\d+", text) is not None
 
 
 def _first(value: object) -> object:

@@ -13,8 +13,8 @@ from pemt.model import PemtModel
 from pemt.model.config import from_dict
 from pemt.model.storage import CONFIG, load_model, read_description
 from pemt.tasks import Task
-from pemt.tasks.shaping import Mark
-from pemt.tasks.sources import RowSource
+from pemt.tasks.definition import task_keys
+from pemt.tasks.sources import build
 from pemt.training.settings import TrainSettings
 
 
@@ -29,18 +29,17 @@ class Deployed:
 
 
 def task_from_saved(saved: dict[str, Any]) -> Task:
-    """The task that an adapted model was saved with: how to render and read, not where rows are."""
-    kept = {f.name for f in fields(Task)} - {"rows", "split", "group"}
-    values = {k: v for k, v in saved.items() if k in kept}
-    for name in ("labels", "metrics", "option_columns"):
-        values[name] = tuple(values.get(name, ()))
-    values["marks"] = tuple(Mark(**mark) for mark in values.get("marks", ()))
-    variants = values.get("label_variants", {})
-    values["label_variants"] = {k: tuple(v) for k, v in variants.items()}
-    values["label_bins"] = {k: tuple(v) for k, v in values.get("label_bins", {}).items()}
-    if values.get("score_range") is not None:
-        values["score_range"] = tuple(values["score_range"])
-    return Task(rows=RowSource(), **values)
+    """The task that an adapted model was saved with. Its rows need not be there to answer texts."""
+    where, known = "the task saved with the model", {f.name for f in fields(Task)}
+    stated = {k: v for k, v in _stated(saved).items() if k in known}
+    return build(Task, task_keys(stated, where, Path()), where)
+
+
+def _stated(saved: Any) -> Any:
+    """What a task's YAML file would say: the saved fields that are not None."""
+    if isinstance(saved, dict):
+        return {key: _stated(value) for key, value in saved.items() if value is not None}
+    return saved
 
 
 def load_run(
