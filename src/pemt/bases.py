@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from pemt.backbones import Backbone, describe
+from pemt.backbones import Backbone, describe, max_positions
 from pemt.errors import BackboneError, UnknownNameError
 
 Attention = Literal["auto", "eager", "sdpa"]
@@ -22,6 +22,16 @@ class Base:
     model: Any
     tokenizer: Any
     backbone: Backbone
+    name: str
+
+
+@dataclass(frozen=True)
+class BaseTokenizer:
+    """A base's tokenizer, its row of the table and the positions it has (None: no limit)."""
+
+    tokenizer: Any
+    backbone: Backbone
+    positions: int | None
     name: str
 
 
@@ -53,39 +63,20 @@ def load_base(
     """
     import transformers
     from transformers import (
-        AutoConfig,
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForSeq2SeqLM,
         AutoTokenizer,
     )
 
-    from pemt import assets
-
     asked = str(name)
-    source, gguf = asked, None
-    if asked in assets.OFFLINE_BASES:
-        source, gguf = str(assets.base_path(asked)), assets.base_gguf(asked)
-    elif not Path(asked).is_dir() and (asked.count("/") != 1 or asked.startswith((".", "/"))):
-        raise UnknownNameError(
-            "base",
-            asked,
-            assets.OFFLINE_BASES,
-            "or give a folder, or a Hub id such as google-t5/t5-base",
-        )
+    source, gguf = _place(asked)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(precision, device)
     if attention == "auto" and device == "cpu" and dtype == torch.bfloat16:
         attention = "eager"
     files: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **files)
-    except (OSError, ValueError) as error:
-        raise BackboneError(
-            f"Cannot read a base from {asked!r}: {error}",
-            f"give one of {', '.join(assets.OFFLINE_BASES)}, a folder with config.json, or a Hub "
-            "id (the Hub must be reachable: see `pemt doctor`)",
-        ) from None
+    config = _config(asked, source, files)
     backbone = backbone or describe(config.model_type)
     options = dict(files)
     if attention != "auto":
@@ -119,6 +110,64 @@ def load_base(
     model.to(device)
     model.eval()
     return Base(model, tokenizer, backbone, asked)
+
+
+def load_tokenizer(name: str | Path, *, backbone: Backbone | None = None) -> BaseTokenizer:
+    """The tokenizer of a base, without its weights.
+
+    Args:
+        name: as for ``load_base``.
+        backbone: describes a model type that is not in the table.
+
+    Raises:
+        UnknownNameError: neither an offline default, a folder, nor something the Hub could have.
+        BackboneError: a type without a description, or files that transformers cannot read.
+    """
+    from transformers import AutoTokenizer
+
+    asked = str(name)
+    source, gguf = _place(asked)
+    files: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    config = _config(asked, source, files)
+    backbone = backbone or describe(config.model_type)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"Cannot load the tokenizer of {asked!r}: {error}", "the folder needs a tokenizer"
+        ) from None
+    return BaseTokenizer(tokenizer, backbone, max_positions(config, backbone), asked)
+
+
+def _place(asked: str) -> tuple[str, str | None]:
+    """What transformers is asked for, and the GGUF file in it where it is one."""
+    from pemt import assets
+
+    if asked in assets.OFFLINE_BASES:
+        return str(assets.base_path(asked)), assets.base_gguf(asked)
+    if not Path(asked).is_dir() and (asked.count("/") != 1 or asked.startswith((".", "/"))):
+        raise UnknownNameError(
+            "base",
+            asked,
+            assets.OFFLINE_BASES,
+            "or give a folder, or a Hub id such as google-t5/t5-base",
+        )
+    return asked, None
+
+
+def _config(asked: str, source: str, files: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    from pemt import assets
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **files)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"Cannot read a base from {asked!r}: {error}",
+            f"give one of {', '.join(assets.OFFLINE_BASES)}, a folder with config.json, or a Hub "
+            "id (the Hub must be reachable: see `pemt doctor`)",
+        ) from None
 
 
 def _dtype(precision: Precision, device: str) -> torch.dtype:

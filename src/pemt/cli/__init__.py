@@ -22,7 +22,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
     from pemt.cli.predict import predict
-    from pemt.cli.tasks import list_tasks
+    from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
     from pemt.cli.train_source import train_source
 
@@ -47,9 +47,10 @@ def commands() -> dict[str, Any]:
             "pull": pull,
         },
         "tasks": {
-            "_help": "Look at the tasks of the registry.",
+            "_help": "Look at tasks, and check your own before training.",
             "list": list_tasks,
             "show": show_task,
+            "check": check,
         },
         "doctor": doctor,
     }
@@ -93,8 +94,11 @@ def _asked_for(offered: dict[str, Any], arguments: Sequence[str]) -> dict[str, A
 
 
 def _friendly(arguments: Sequence[str]) -> list[str]:
-    """Also take `--data-dir` for `--data_dir`, and a bare `--json` for `--json true`."""
-    taken = []
+    """Other spellings: `--data-dir` is `--data_dir`, a bare `--json` is `--json true`, and
+    `--train FILE` is the task that a command takes first.
+    """
+    taken: list[str] = []
+    arguments = _train_first(arguments)
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
@@ -104,3 +108,16 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
     return taken
+
+
+def _train_first(arguments: Sequence[str]) -> Sequence[str]:
+    """Put the file of `--train FILE` where the commands that take a task expect it."""
+    place = 2 if list(arguments[:2]) == ["tasks", "check"] else 1
+    if place == 1 and arguments[:1] not in (["adapt"], ["train-source"]):
+        return arguments
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--train" and (equals or i + 1 < len(arguments)):
+            rest = [*arguments[:i], *arguments[i + (1 if equals else 2) :]]
+            return [*rest[:place], value if equals else arguments[i + 1], *rest[place:]]
+    return arguments

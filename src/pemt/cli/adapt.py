@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pemt.cli.choose import run_folder, task_from
 from pemt.model.config import PemtConfig
 from pemt.training.settings import Answers, TrainSettings
 
@@ -31,6 +32,7 @@ def adapt(
     settings: TrainSettings = TrainSettings(),  # noqa: B008 - frozen
     answers: Answers | None = None,
     json: bool = False,
+    **flags: Any,
 ) -> int:
     """Adapt a frozen base to a target task through a mixture of experts.
 
@@ -40,8 +42,13 @@ def adapt(
 
     Example: pemt adapt product_reviews experts --shots 16 --data-seed 0
 
+    Your own rows: pemt adapt rows.csv experts --text-template "message: {text}" --label-column kind
+    --description "Given a message after 'message:', the task is to ..." --shots 16
+
     Args:
-        task: a name of `pemt tasks list`, or a YAML file of your own.
+        task: a name of `pemt tasks list`, a YAML file of your own, or a data file (.csv, .tsv,
+            .jsonl, .parquet) with --text-template, --label-column and --description; --train FILE
+            may stand in its place.
         library: folder with the experts, or hf://user/repo@revision.
         base: the base the experts were trained on.
         experts: which experts, in gate-column order: [mnli, qqp], or auto:4 for the four that rank
@@ -62,13 +69,13 @@ def adapt(
         answers: "rank" the label words, "generate" (the paper) or "auto", which ranks where there
             are label words; goes before settings.answers.
         json: print the result as JSON on stdout.
+        flags: of `choose.task_from`: how to read a data file.
     """
     from pemt import training
     from pemt.bases import load_base
-    from pemt.cli.choose import run_folder, task_from
     from pemt.methods import method_named
 
-    chosen = task_from(task)
+    chosen = task_from(task, **flags)
     title = method_named(method).title
     drawn = "full" if shots is None else f"{shots}-{data_seed}"
     folder = run_folder(output, f"{chosen.name}-{method}-{drawn}", overwrite=overwrite)

@@ -1,4 +1,8 @@
-"""What several commands ask for in the same way: a task by name or file, a folder for a run."""
+"""What several commands ask for in the same way: a task by name, file or flags, a run's folder.
+
+A command passes its `**flags` on to `task_from`; the command line then shows `task_from`'s flags as
+the command's own.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,96 @@ if TYPE_CHECKING:
     from pemt.tasks import Task
 
 
-def task_from(name: str) -> Task:
-    """A task of the registry, or a YAML file of the user's.
+def task_from(
+    task: str,
+    *,
+    text_template: str | None = None,
+    label_column: str | None = None,
+    description: str | None = None,
+    labels: str | None = None,
+    kind: str | None = None,
+    metrics: str | None = None,
+    task_name: str | None = None,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+) -> Task:
+    """A task of the registry, of a YAML file, or of a data file and flags.
+
+    Args:
+        task: a name of the registry, a YAML file, or a CSV, TSV, JSONL or Parquet file.
+        text_template: with a data file: the source text, column names in braces, such as
+            "question: {question}".
+        label_column: with a data file: the column with the answers.
+        description: with a data file: one sentence, "Given INPUT, the task is to GOAL."
+        labels: with a data file: label words separated by commas; by default the values of the
+            label column, sorted.
+        kind: with a data file: classification, regression or generation, where the answers leave
+            it in doubt.
+        metrics: with a data file: what to report, separated by commas, the main one first.
+        task_name: with a data file: the task's name; by default the file's.
+        validation_file: with a data file: rows to select on; by default a tenth of the rows.
+        test_file: with a data file: rows to score; by default a fifth of the rows.
 
     Raises:
-        UnknownNameError: neither.
+        ConfigError: flags that are missing, or that go with nothing.
+        UnknownNameError: no such task.
     """
     from pemt.tasks import Task
+    from pemt.tasks.adhoc import is_data_file, task_from_files
 
-    if name.endswith((".yaml", ".yml")):
-        return Task.from_file(name)
-    return Task.named(name)
+    needed = {
+        "--text-template": text_template,
+        "--label-column": label_column,
+        "--description": description,
+    }
+    others = {
+        "--labels": labels, "--kind": kind, "--metrics": metrics, "--task-name": task_name,
+        "--validation-file": validation_file, "--test-file": test_file,
+    }  # fmt: skip
+    if is_data_file(task):
+        if text_template is None or label_column is None or description is None:
+            missing = [flag for flag, value in needed.items() if value is None]
+            raise ConfigError(
+                f"{task} is a data file, and {' and '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not given",
+                'say how to read it: --text-template "question: {question}" --label-column answer '
+                "--description \"Given a question after 'question:', the task is to ...\"; or give "
+                "a YAML file",
+            )
+        return task_from_files(
+            train=task, validation=validation_file, test=test_file, text_template=text_template,
+            label_column=label_column, description=description, name=task_name,
+            labels=_words(labels), kind=kind, metrics=_words(metrics),
+        )  # fmt: skip
+    given = [flag for flag, value in {**needed, **others}.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{given[0]} goes with a data file, and the task {task!r} is none",
+            "give a .csv, .tsv, .jsonl or .parquet file as the task (or with --train), or leave "
+            f"{', '.join(given)} out",
+        )
+    if task.endswith((".yaml", ".yml")):
+        return Task.from_file(task)
+    return Task.named(task)
+
+
+def _words(listed: str | None) -> list[str] | None:
+    """Words from "a, b", or from a JSON list where a word holds a comma.
+
+    Raises:
+        ConfigError: brackets without a list of strings inside.
+    """
+    import json
+
+    if listed is None or not listed.strip().startswith("["):
+        return listed and [word.strip() for word in listed.split(",")]  # type: ignore[return-value]
+    try:
+        words = json.loads(listed)
+    except json.JSONDecodeError:
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{listed} is no list of words", """write a,b or '["a", "b"]'""")
+    return words
 
 
 def run_folder(folder: Path | None, default: str, *, overwrite: bool) -> Path:

@@ -34,7 +34,8 @@ def evaluate(
 
     Args:
         run: folder that `pemt adapt` wrote, or the model folder in it.
-        task: another task; its label words must be the model's.
+        task: another task; its label words must be the model's. Or a data file (.csv, .tsv, .jsonl,
+            .parquet): all of its rows are scored, read as the model's own task reads rows.
         split: which rows.
         rows: at most this many, drawn by seed 0.
         library: folder or hf:// address of the experts, if they were not saved with the model.
@@ -48,20 +49,28 @@ def evaluate(
     from pemt.cli.choose import task_from
     from pemt.errors import ConfigError
     from pemt.tasks import load_examples, official_splits
+    from pemt.tasks.adhoc import is_data_file, task_on_file
     from pemt.training.deploying import load_run
     from pemt.training.evaluating import answers_of
     from pemt.training.sourcing import some
 
     loaded = load_run(run, library=library, base=base, precision=precision)
-    asked = loaded.task if task is None else task_from(task)
+    own_file = task is not None and is_data_file(task)
+    if own_file and split != "test":
+        raise ConfigError(f"--split {split} with the file {task}", "a file is scored whole")
+    if own_file:
+        asked = task_on_file(loaded.task, str(task))
+    else:
+        asked = loaded.task if task is None else task_from(task)
     if asked.labels != loaded.task.labels:
         raise ConfigError(
             f"Task {asked.name!r} answers with {', '.join(asked.labels)}",
             f"this model answers with {', '.join(loaded.task.labels)}: "
             "take a task with the same words",
         )
-    splits = official_splits(asked, load_examples(asked, data_dir=data_dir))
-    examples = some(getattr(splits, split), rows, 0)
+    raw = load_examples(asked, data_dir=data_dir)
+    part = raw["test"] if own_file else getattr(official_splits(asked, raw), split)
+    examples = some(part, rows, 0)
     settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
     metrics, made = training.evaluate(
         loaded.model, asked, loaded.base.tokenizer, examples, settings, progress=not json

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
+from typing import Any
 
+from pemt.cli.choose import run_folder, task_from
 from pemt.model.config import SourceConfig
 from pemt.training.settings import TrainSettings
 
@@ -28,6 +30,7 @@ def train_source(
         epochs=3, warmup_steps=50, evaluations=6
     ),
     json: bool = False,
+    **flags: Any,
 ) -> int:
     """Train one expert on one source task and put it into a library.
 
@@ -38,7 +41,9 @@ def train_source(
     Example: pemt train-source film_reviews experts --rows 6000 --source.rank 32
 
     Args:
-        task: a name of `pemt tasks list`, or a YAML file of your own.
+        task: a name of `pemt tasks list`, a YAML file of your own, or a data file (.csv, .tsv,
+            .jsonl, .parquet) with --text-template, --label-column and --description; --train FILE
+            may stand in its place.
         library: folder of the library; made where it does not exist.
         base: minilm, smollm2, a folder, or a Hub id such as google-t5/t5-base.
         name: of the expert; the task's name by default.
@@ -53,12 +58,12 @@ def train_source(
         source: kind, rank and prompt of the expert.
         settings: of training.
         json: print the result as JSON on stdout.
+        flags: of `choose.task_from`: how to read a data file.
     """
     from pemt import training
     from pemt.bases import load_base
-    from pemt.cli.choose import run_folder, task_from
 
-    chosen = task_from(task)
+    chosen = task_from(task, **flags)
     folder = run_folder(output, f"source-{name or chosen.name}", overwrite=overwrite)
     made = training.train_source(
         load_base(base, precision=precision),  # type: ignore[arg-type]

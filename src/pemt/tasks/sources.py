@@ -249,7 +249,9 @@ def strings(raw: object, where: str) -> tuple[str, ...]:
     """
     if not isinstance(raw, (list, tuple)) or not all(isinstance(item, str) for item in raw):
         fix = "give a list of strings"
-        bare = isinstance(raw, (list, tuple)) and any(isinstance(i, (bool, int, float)) for i in raw)
+        bare = isinstance(raw, (list, tuple)) and any(
+            isinstance(i, (bool, int, float)) for i in raw
+        )
         raise ConfigError(f"{where} is {raw!r}", f"{fix}; {_QUOTE}" if bare else fix)
     return tuple(raw)
 
