@@ -49,7 +49,10 @@ def test_unknown_keys_and_names_suggest(tmp_path, changes, suggestion):
     [
         ({"labels": ["good"]}, "1 labels"),
         ({"labels": ["good", "good"]}, "twice"),
-        ({"labels": [True, False]}, "list of strings"),
+        ({"labels": [True, False]}, "list of strings; YAML reads unquoted yes, no.* 'yes'"),
+        ({"labels": ["yes", 1]}, "list of strings; YAML reads unquoted"),
+        ({"labels": ["bad", " "]}, "the label word ' '.*\n.*not blank"),
+        ({"label_values": {True: 1, False: 0}}, "label_values is .*\n.*YAML reads unquoted"),
         ({"template": "no column"}, "template"),
         ({"template": "{text.__class__}"}, "template"),
         ({"template": "{text"}, "template"),
@@ -95,6 +98,19 @@ def test_render_keeps_braces_of_the_text(tmp_path):
 @pytest.mark.parametrize("value", [1, "1", 1.0, True, "good", " good "])
 def test_every_way_to_write_a_label(tmp_path, value):
     assert make_task(tmp_path).label_of({"label": value}) == 1
+
+
+def test_a_label_in_another_case_is_told_of_both(tmp_path):
+    with pytest.raises(DataError, match=r"label 'Good' is outside.*\n.*'good' differs .* in case"):
+        make_task(tmp_path).label_of({"label": "Good"})
+
+
+def test_contradictions_name_the_file(tmp_path):
+    for changes in ({"description": ""}, {"labels": ["a", "a"]}, {"template": "none"}):
+        with pytest.raises(ConfigError, match=r"tiny\.yaml"):
+            make_task(tmp_path, **changes)
+    with pytest.raises(UnknownNameError, match=r"split in rows\.files of .*tiny\.yaml"):
+        make_task(tmp_path, rows={"files": {"trian": "a.csv"}})
 
 
 @pytest.mark.parametrize("value", [2, -1, "2", "Good?", 0.5, "-1", math.nan])

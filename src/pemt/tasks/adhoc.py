@@ -137,7 +137,8 @@ class _Answers:
         value = value_at(row, self.column)
         if isinstance(value, (list, tuple)):
             self.lists = self.lists or where
-        elif value is not None and str(value).strip():  # load_examples names the blank ones
+        # load_examples names the rows without an answer; NaN is what data frames write for none
+        elif value is not None and value == value and str(value).strip():
             text = str(value).strip()
             self.counts[text] += 1
             self.places.setdefault(text, where)
@@ -181,9 +182,8 @@ class _Answers:
             other = folded.setdefault(text.casefold(), text)
             if other != text:
                 raise DataError(
-                    f"The label column {self.column!r} holds {other!r} ({counts[other]} rows, "
-                    f"first at {self.places[other]}) and {text!r} ({counts[text]} rows, first at "
-                    f"{self.places[text]}), which differ in case only",
+                    f"The label column {self.column!r} holds {self._told(other)} and "
+                    f"{self._told(text)}, which differ in case only",
                     "write both the same",
                 )
         if len(counts) == 1:
@@ -209,6 +209,11 @@ class _Answers:
                 "regression needs numbers: check --label-column, or say another --kind",
             )
         return min(numbers), max(numbers)
+
+    def _told(self, text: str) -> str:
+        count = self.counts[text]
+        rows = f"{count} rows, first" if count > 1 else "1 row,"
+        return f"{text!r} ({rows} at {self.places[text]})"
 
     def _numbers(self) -> list[float] | None:
         numbers = [_number(text) for text in self.counts]

@@ -31,6 +31,7 @@ IMBALANCE = 10
 """Training rows of the largest label over those of the smallest, above which it is noted."""
 
 _UNLIMITED = 2**30
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +229,8 @@ class _Problems:
 
     def listed(self) -> tuple[Problem, ...]:
         return tuple(
-            Problem(what=what, fix=fix, places=tuple(places))
+            # one file may be two splits
+            Problem(what=what, fix=fix, places=tuple(dict.fromkeys(places)))
             for (what, fix), places in self._places.items()
         )
 
@@ -336,7 +338,8 @@ def _label_tokens(task: Task, reader: Reader, found: _Problems) -> dict[str, lis
 def _same_files(task: Task) -> list[str]:
     first: dict[Path, str] = {}
     notes = []
-    for split, path in task.rows.files.items():
+    for split in (name for name in _SPLITS if name in task.rows.files):
+        path = task.rows.files[split]
         other = first.setdefault(path.resolve(), split)
         if other != split:
             notes.append(f"{other} and {split} are the same file, {path}: scores will be too high.")
@@ -364,8 +367,8 @@ def _notes(
     if contradictory:
         text, answers = contradictory[0]
         notes.append(
-            f"{len(contradictory)} texts carry different answers, such as {_short(text)!r}: "
-            f"{' and '.join(answers)}."
+            f"Equal texts carry different answers ({len(contradictory)} such texts, one is "
+            f"{_short(text)!r}: {' and '.join(answers)})."
         )
     counts = [n for n in splits["train"].labels.values() if n]
     if counts and max(counts) > IMBALANCE * min(counts):

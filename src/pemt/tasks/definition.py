@@ -86,6 +86,9 @@ def problem_of(task: Task) -> tuple[str, str] | None:
         return f"labels with kind {task.kind!r}", "leave labels out"
     if len(set(task.labels)) != len(task.labels):
         return f"a label word twice in {task.labels}", "label words must differ"
+    for word in task.labels:
+        if not word or word != word.strip():
+            return f"the label word {word!r}", "write it without spaces at its ends, and not blank"
     for name, words in task.label_variants.items():
         if len(words) != len(task.labels) or len(set(words)) != len(words):
             return f"label variant {name!r} is {words}", f"give {len(task.labels)} different words"

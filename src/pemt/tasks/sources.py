@@ -193,7 +193,7 @@ def parse_rows(raw: object, where: str, folder: Path | None) -> RowSource:
         for split in files:
             if split not in ("train", "validation", "test"):
                 known = ("train", "validation", "test")
-                raise UnknownNameError(f"split in {where}: rows.files", split, known)
+                raise UnknownNameError(f"split in rows.files of {where}", split, known)
         keys["files"] = {s: (folder or Path()) / str(path) for s, path in files.items()}
     keys["mirror"] = strings(keys.get("mirror", ()), f"{where}: rows.mirror")
     keys["drop_labels"] = strings(keys.get("drop_labels", ()), f"{where}: rows.drop_labels")
