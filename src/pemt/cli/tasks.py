@@ -221,7 +221,9 @@ def _print_check(report: TaskReport) -> None:
         pairs = ", ".join(f"{pair} {count}" for pair, count in report.overlap.items())
         console.print(f"Texts in two splits: {pairs}.")
         console.print(f"Texts with different answers: {report.contradictions}.")
-        console.print(f"Enough rows for up to {report.most_shots} shots{each}.")
+        console.print(
+            f"Enough rows for up to {report.most_shots} shots{each}, and as many for validation."
+        )
     if report.lengths is not None:
         _print_lengths(console, report.lengths)
     for identity, text, target in report.examples:

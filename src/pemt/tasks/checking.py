@@ -194,13 +194,14 @@ def check_task(
                         "add rows of it, or take it out of the labels",
                     )
                 )
+    place = ", ".join(map(str, task.rows.files.values())) or origin.where
     contradictory = _contradictory([e for part in parts.values() for e in part])
     most_shots = _most_shots(task, splits.train)
     lengths = None
     if reader is not None:
         lengths = _measure(task, [e for part in raw.values() for e in part], reader, found)
     return TaskReport(
-        task=task.name, kind=task.kind, source=f"{origin.kind} {origin.where}",
+        task=task.name, kind=task.kind, source=f"{origin.kind} {place}",
         splits=reports, overlap=overlap, contradictions=len(contradictory),
         most_shots=most_shots, lengths=lengths,
         examples=[(e.id, e.text, e.target) for e in splits.train[:EXAMPLES]],
