@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import pytest
 from tokenizers import normalizers
 
 from pemt.errors import DataError
 from pemt.tasks import draw, load_examples, official_splits
-from pemt.tasks.checking import Reader, check_task
+from pemt.tasks.checking import check_task
+from pemt.tasks.lengths import Reader
 from tests.tasks.builders import make_task, make_tokenizer
 
 
@@ -101,6 +103,34 @@ def test_unusable_files_are_problems(tmp_path, name, content, words):
     report = check(tmp_path, reader(), name=name)
     assert any(words in p.what for p in report.problems), problems(report)
     assert not report.trains
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("rows.csv", healthy(20) + "a,b,c\nx,1\nd\n", {22: "3 cells", 24: "1 cells"}),
+        (
+            "rows.jsonl",
+            "".join(f'{{"text": "s {i}", "label": {i % 2}}}\n' for i in range(20)) + "{\n[1]\n3\n",
+            {21: "not JSON", 22: "a list", 23: "a int"},
+        ),
+        (
+            "rows.csv",
+            (healthy(20) + "\xe9,1\nfine,0\n\xfc,1\n").encode("latin-1"),
+            {22: "byte 0xe9", 24: "byte 0xfc"},
+        ),
+    ],
+)
+def test_every_broken_line_is_named(tmp_path, name, content, lines):
+    write(tmp_path, content, name)
+    found = check(tmp_path, name=name).problems
+    assert len(found) == len(lines)
+    for problem, (line, words) in zip(found, lines.items(), strict=True):
+        assert problem.places == (f"{tmp_path / name}:{line}",)
+        assert re.match(words, problem.what)
+        assert problem.fix
+    with pytest.raises(DataError, match=rf"{name}:{min(lines)}: "):
+        load_examples(make_task(tmp_path, rows={"files": {"train": name}}))
 
 
 def test_a_truncated_mirror_is_a_problem(tmp_path):

@@ -16,7 +16,8 @@ from pemt.tasks.task import Task, task_names
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pemt.tasks.checking import Lengths, TaskReport
+    from pemt.tasks.checking import TaskReport
+    from pemt.tasks.lengths import Lengths
 
 EXAMPLES = 3
 SHOWN_PROBLEMS = 20
@@ -114,7 +115,8 @@ def check(
         flags: of `choose.task_from`: how to read a data file.
     """
     from pemt.bases import load_tokenizer
-    from pemt.tasks.checking import Reader, check_task
+    from pemt.tasks.checking import check_task
+    from pemt.tasks.lengths import Reader
 
     chosen = task_from(task, **flags)
     words = load_tokenizer(base)

@@ -16,12 +16,12 @@ from typing import Any, cast
 
 from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.tasks.definition import KINDS, METRICS
-from pemt.tasks.files import read_file
+from pemt.tasks.files import PARQUET, SUFFIXES, at, read_file
 from pemt.tasks.rows import check_columns
 from pemt.tasks.sources import RowSource, SplitRule, value_at
 from pemt.tasks.task import Kind, Task, integer_text
 
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+DATA_SUFFIXES = (*SUFFIXES, PARQUET)
 MOST_INTEGERS = 20
 """More distinct whole numbers than these may as well be scores, so the kind has to be said."""
 
@@ -81,11 +81,11 @@ def task_from_files(
     answers = _Answers(label_column)
     firsts: list[tuple[str, dict[str, Any]]] = []
     for path in files.values():
-        rows = read_file(path)
-        firsts.append((f"{path}:{rows[0][0]}", rows[0][1]))
+        rows = read_file(path, refuse=_leave_out)
+        firsts.append((at(str(path), rows[0][0]), rows[0][1]))
         check_columns((label_column,), rows[0][1], firsts[-1][0])
         for number, row in rows:
-            answers.add(row, f"{path}:{number}")
+            answers.add(row, at(str(path), number))
     words, scores = tuple(labels or ()), None
     if kind is None:
         kind = "classification" if words else answers.kind()
@@ -234,6 +234,10 @@ class _Answers:
                 f"The label column {self.column!r} is blank in every row",
                 "label the rows, or check --label-column",
             )
+
+
+def _leave_out(where: str, error: DataError) -> None:
+    """Broken lines are for ``load_examples`` to raise, or for a check to list."""
 
 
 def _number(text: str) -> float | None:

@@ -8,51 +8,22 @@ texts.
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pemt.errors import ConfigError, DataError
-from pemt.tasks.encoding import Family, encode_prompts_only, label_word_ids
+from pemt.tasks.lengths import Lengths, Reader, measure, notes_on
 from pemt.tasks.rows import Example, load_examples, locate
 from pemt.tasks.splits import Splits, official_splits
 from pemt.tasks.task import Task
 
 EXAMPLES = 3
-MEASURED = 10_000
-"""Texts measured at most, evenly spaced over all rows: quantiles need no more."""
-
-TRUNCATED = 0.2
-"""A larger share of truncated texts is noted."""
-
 IMBALANCE = 10
 """Training rows of the largest label over those of the smallest, above which it is noted."""
 
-_UNLIMITED = 2**30
 _SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """What measures the texts: a base's tokenizer and limits.
-
-    Args:
-        base: its name, for people.
-        tokenizer: a transformers tokenizer.
-        family: of the base.
-        positions: how many the base has, None where there is no limit.
-        max_source_length: limit of a text's tokens.
-        max_target_length: limit of an answer's tokens.
-    """
-
-    base: str
-    tokenizer: Any
-    family: Family
-    positions: int | None = None
-    max_source_length: int = 256
-    max_target_length: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,33 +54,6 @@ class SplitReport:
     rows: int
     labels: Mapping[str, int]
     duplicates: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Tokens of the rendered texts for a base, special tokens included, the prompt not.
-
-    Args:
-        base: the base.
-        family: of the base.
-        measured: texts measured.
-        quantiles: "min", "p50", "p90", "p99" and "max", by nearest rank.
-        limit: the tokens of a text that this base is given beside the task's prompt.
-        truncated: share of the measured texts that are longer.
-        prompt: tokens of the prompt that starts from the description.
-        label_tokens: label word -> its tokens.
-        answers_truncated: share of the answers that are longer than the limit (generation).
-    """
-
-    base: str
-    family: str
-    measured: int
-    quantiles: Mapping[str, int]
-    limit: int
-    truncated: float
-    prompt: int
-    label_tokens: Mapping[str, Sequence[str]]
-    answers_truncated: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +143,7 @@ def check_task(
     most_shots = _most_shots(task, splits.train)
     lengths = None
     if reader is not None:
-        lengths = _measure(task, [e for part in raw.values() for e in part], reader, found)
+        lengths = measure(task, [e for part in raw.values() for e in part], reader, found.add)
     return TaskReport(
         task=task.name, kind=task.kind, source=f"{origin.kind} {place}",
         splits=reports, overlap=overlap, contradictions=len(contradictory),
@@ -209,7 +153,7 @@ def check_task(
         notes=[
             *_same_files(task),
             *_notes(task, reports, overlap, contradictory),
-            *([] if lengths is None else _length_notes(lengths)),
+            *([] if lengths is None else notes_on(lengths)),
         ],
     )  # fmt: skip
 
@@ -270,72 +214,6 @@ def _most_shots(task: Task, train: Sequence[Example]) -> int:
     return min(map(len, texts.values())) // 2
 
 
-def _measure(
-    task: Task, examples: Sequence[Example], reader: Reader, found: _Problems
-) -> Lengths | None:
-    tokenizer, family = reader.tokenizer, reader.family
-    # As the prompt is made: the description's tokens and an end token, where there is one.
-    ends = tokenizer.eos_token_id is not None or tokenizer.sep_token_id is not None
-    prompt = len(tokenizer(task.description, add_special_tokens=False)["input_ids"]) + ends
-    limit = reader.max_source_length
-    if reader.positions is not None:
-        answer = reader.max_target_length if family == "decoder-only" else 0
-        limit = min(limit, reader.positions - prompt - answer)
-    if limit < 8:
-        found.add(
-            ConfigError(
-                f"The description makes a prompt of {prompt} tokens, and {reader.base} has "
-                f"{reader.positions} positions for prompt and text",
-                "shorten the description",
-            )
-        )
-    label_tokens = _label_tokens(task, reader, found)
-    chosen = examples[:: max(1, math.ceil(len(examples) / MEASURED))]
-    try:
-        encoded = encode_prompts_only(
-            chosen, task, tokenizer, family, max_source_length=_UNLIMITED,
-            max_target_length=reader.max_target_length,
-        )  # fmt: skip
-    except ConfigError as error:
-        found.add(error)
-        return None
-    if not chosen:
-        return None
-    sizes = sorted(len(row["input_ids"]) for row in encoded)  # type: ignore[arg-type]
-    ranks = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    too_long = 0.0
-    if task.kind == "generation":
-        answers = tokenizer([e.target for e in chosen], add_special_tokens=False)["input_ids"]
-        too_long = sum(len(ids) >= reader.max_target_length for ids in answers) / len(answers)
-    return Lengths(
-        base=reader.base, family=family, measured=len(sizes),
-        quantiles={k: sizes[max(0, math.ceil(q * len(sizes)) - 1)] for k, q in ranks.items()},
-        limit=limit, truncated=sum(size > limit for size in sizes) / len(sizes), prompt=prompt,
-        label_tokens=label_tokens, answers_truncated=too_long,
-    )  # fmt: skip
-
-
-def _label_tokens(task: Task, reader: Reader, found: _Problems) -> dict[str, list[str]]:
-    tokenizer = reader.tokenizer
-    # Words that differ per row are the rows', and an encoder-only base writes none.
-    if task.labels and not task.option_columns and reader.family != "encoder-only":
-        try:
-            written = label_word_ids(task, tokenizer, reader.family)
-        except DataError as error:
-            found.add(error)
-        else:
-            for word, ids in zip(task.labels, written, strict=True):
-                if len(ids) > reader.max_target_length:
-                    found.add(
-                        ConfigError(
-                            f"The label word {word!r} takes {len(ids)} tokens, and an answer has "
-                            f"room for {reader.max_target_length}",
-                            f"shorten it, or train with max_target_length {len(ids)}",
-                        )
-                    )
-    return {word: list(tokenizer.tokenize(word)) for word in task.labels}
-
-
 def _same_files(task: Task) -> list[str]:
     first: dict[Path, str] = {}
     notes = []
@@ -376,21 +254,6 @@ def _notes(
         fix = "" if task.metrics[0] != "accuracy" else " Accuracy hides that: report macro_f1."
         notes.append(
             f"Labels are unbalanced: from {min(counts)} to {max(counts)} training rows each.{fix}"
-        )
-    return notes
-
-
-def _length_notes(lengths: Lengths) -> list[str]:
-    notes = []
-    if lengths.truncated > TRUNCATED:
-        notes.append(
-            f"{lengths.truncated:.1%} of the texts are longer than {lengths.limit} tokens and lose "
-            "their end: raise max_source_length, or put what matters first in the template."
-        )
-    if lengths.answers_truncated > 0 and lengths.family != "encoder-only":
-        notes.append(
-            f"{lengths.answers_truncated:.1%} of the answers are longer than the limit and lose "
-            "their end: raise max_target_length."
         )
     return notes
 

