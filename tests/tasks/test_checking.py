@@ -88,9 +88,6 @@ def test_every_unusable_row_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("rows.csv", healthy(4) + "a,b,c\n", "rows.csv:6: 3 cells"),
-        ("rows.csv", (healthy(4) + "\xe9,1\n").encode("latin-1"), "rows.csv:6: byte 0xe9"),
-        ("rows.jsonl", '{"text": "a", "label": 0}\n{"text"\n', "rows.jsonl:2: not JSON"),
         ("rows.csv", "text,label\n", "no rows"),
         ("rows.csv", "txt,label\na,0\nb,1\n", "no column 'text'. Did you mean: txt"),
         ("rows.csv", "text,label\nonly,1\n", "split is empty"),
