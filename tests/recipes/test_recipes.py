@@ -68,14 +68,13 @@ def offline(monkeypatch):
         task = Task.named(recipe["task"])
         base = tiny_base(recipe, task)
 
-        def splits(task: Task, _raw: object) -> Splits:
+        def splits(task: Task, **_: object) -> Splits:
             size = 2 * recipe.get("shots", 4) * max(len(task.labels), 2)
             return Splits(*(examples(task, s, size) for s in ("train", "validation", "test")))
 
         monkeypatch.setattr(pemt.bases, "load_base", lambda *_, **__: base)
         for module in (sourcing, adapting):
-            monkeypatch.setattr(module, "load_examples", lambda *_, **__: {})
-            monkeypatch.setattr(module, "official_splits", splits)
+            monkeypatch.setattr(module, "load_splits", splits)
         for seed, name in enumerate(recipe.get("experts") or ["one", "two"]):
             expert = tiny.expert(base.model, name, seed=seed)
             known = replace(expert.info, tokenizer_fingerprint=fingerprint(base.tokenizer))

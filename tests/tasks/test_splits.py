@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import json
 
 import pytest
 
 from pemt.errors import DataError
-from pemt.tasks.rows import Example
-from pemt.tasks.splits import official_splits
+from pemt.tasks.hub import HubRead
+from pemt.tasks.rows import Example, load_examples
+from pemt.tasks.splits import load_splits, official_splits
 from pemt.tasks.task import Task, task_names
+from pemt.training.adapting import target_rows
 from tests.tasks.builders import make_examples, make_task, real_splits
 
 FROZEN_TEST_IDS = ["all:1", "all:10", "all:13", "all:16"]
@@ -154,3 +157,38 @@ def test_the_sms_collection_is_restored():
     real_splits("sms_spam")
     rows = read_wheel(spec)["all"]
     assert collections.Counter(row["label"] for _, row in rows) == {"ham": 4827, "spam": 747}
+
+
+def test_a_record_names_the_place_but_no_path(tmp_path):
+    """What a run or an expert says about its rows travels with it."""
+    rows = "\n".join(json.dumps({"text": f"t{i}", "label": i % 2}) for i in range(40))
+    (tmp_path / "mine.jsonl").write_text(rows, encoding="utf-8")
+    task = make_task(tmp_path, rows={"files": {"train": "mine.jsonl"}})
+    splits = load_splits(task)
+    assert splits.origin == f"files {tmp_path.name}"
+    assert splits.sizes == official_splits(task, load_examples(task)).sizes
+    drawn = target_rows(task, shots=2, data_seed=0)
+    assert drawn.manifest["origin"] == splits.origin
+    assert target_rows(task, shots=None, data_seed=0).manifest["origin"] == splits.origin
+
+
+def test_a_hub_set_is_recorded_with_its_commit(tmp_path, monkeypatch):
+    read = HubRead({"train": [(i, {"text": f"t{i}", "label": i % 2}) for i in range(40)]}, "c0ffee",
+                   ("it came from the converted branch",))  # fmt: skip
+    asked = {}
+
+    def fake(hub, splits, *, limit=None):
+        asked.update(hub=hub.path, splits=splits, limit=limit)
+        return read
+
+    monkeypatch.setattr("pemt.tasks.rows.read_hub", fake)
+    hub = {"path": "someone/set", "splits": {"train": "train"}}
+    task = make_task(tmp_path, rows={"hub": hub})
+    assert load_splits(task).origin == (
+        "hub someone/set at c0ffee; it came from the converted branch"
+    )
+    assert asked["limit"] == {}
+    capped = {"rule": "hold_out_1000", "evaluation": "train", "train_cap": 7}
+    splits = load_splits(make_task(tmp_path, rows={"hub": hub}, split=capped))
+    assert asked["limit"] == {"train": 1007}, "the cap, and what validation takes"
+    assert len(splits.train) == 7

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pemt.cli.choose import task_from
 from pemt.errors import DataError
-from pemt.tasks.rows import Origin, load_examples, locate
-from pemt.tasks.splits import official_splits
+from pemt.tasks.rows import Origin, locate
+from pemt.tasks.splits import load_splits
 from pemt.tasks.task import Task, task_names
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _report(task: Task, data_dir: Path | None) -> dict[str, Any]:
     report["at_hand"] = origin.at_hand
     if not origin.at_hand:
         return report
-    splits = official_splits(task, load_examples(task, data_dir=data_dir))
+    splits = load_splits(task, data_dir=data_dir)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     report["splits"] = splits.sizes
     if task.kind == "classification":

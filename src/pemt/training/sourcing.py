@@ -17,7 +17,7 @@ from pemt.errors import ConfigError
 from pemt.experts import ExpertInfo, ExpertLibrary
 from pemt.model import SourceConfig, SourceModel, description_prompt, random_prompt
 from pemt.model.description import description_ids
-from pemt.tasks import Example, Task, load_examples, official_splits
+from pemt.tasks import Example, Task, load_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
 from pemt.training.evaluating import evaluate
 from pemt.training.fitting import Fit, fingerprint_of, fit
@@ -137,7 +137,7 @@ def train_source(
         raise ConfigError(
             f"The library already has an expert {name!r}", "pick another name, or overwrite it"
         )
-    splits = official_splits(task, load_examples(task, data_dir=data_dir))
+    splits = load_splits(task, data_dir=data_dir)
     train = some(splits.train, rows, data_seed)
     validation = some(splits.validation, validation_rows, data_seed)
     test = some(splits.test, test_rows, data_seed)
@@ -174,7 +174,8 @@ def train_source(
             fan_in_fan_out=type(model.sites[0].module.down).__name__ == "Conv1D",
             data_fingerprint=fingerprint_of(train),
             settings={"source": config.to_dict(), "train": settings.to_dict(), "rows": len(train),
-                      "data_seed": data_seed, "best_step": fitted.best_step},
+                      "data_seed": data_seed, "origin": splits.origin,
+                      "best_step": fitted.best_step},
             metrics={"test": metrics, "validation": fitted.best}, versions=versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
