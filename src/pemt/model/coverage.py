@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pemt.backbones import Backbone, Site, fingerprint, linear_paths, linear_site
+from pemt.backbones import Backbone, Site, linear_paths, linear_site
 from pemt.errors import BackboneError, ExpertError
 
 if TYPE_CHECKING:
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 def expert_sites(
-    base: Any, backbone: Backbone, downs: Sequence[Site], experts: Sequence[Expert]
+    base: Any, backbone: Backbone, made: str, downs: Sequence[Site], experts: Sequence[Expert]
 ) -> list[Site]:
     """The linear maps other than down projections that at least one of the experts is beside.
 
     Args:
         base: with nothing attached.
         backbone: its description.
+        made: the base's fingerprint.
         downs: its down projections.
         experts: checked here against the base.
 
@@ -32,7 +33,6 @@ def expert_sites(
             does not have, or without one of the down projections it is said to cover.
     """
     known = {site.path: site for site in downs}
-    made = fingerprint(base, backbone)
     for expert in experts:
         if expert.info.base_fingerprint != made:
             raise ExpertError(

@@ -71,7 +71,9 @@ class PemtModel(AdaptedModel):
     ) -> None:
         self.pemt_config = config
         self.experts = tuple(experts)
-        self.sites += expert_sites(base, self.backbone, self.sites, self.experts)
+        self.sites += expert_sites(
+            base, self.backbone, self.base_fingerprint(), self.sites, self.experts
+        )
         self._check_prompt(prompt)
         self.sparsity_weight = config.sparsity_weight
         self.sparsity_all_tokens = config.sparsity_tokens == "all"

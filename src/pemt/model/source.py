@@ -59,7 +59,9 @@ class SourceModel(AdaptedModel):
             self.task_prompt = None if prompt is None else TaskPrompt(prompt.to(base.device))
             ranks = [(config.rank, config.alpha)] * len(self.sites)
             if places is not None:
-                others = expert_sites(base, self.backbone, self.sites, [places])
+                others = expert_sites(
+                    base, self.backbone, self.base_fingerprint(), self.sites, [places]
+                )
                 table = {layer.module: layer for layer in places.layers}
                 self.sites = [site for site in (*self.sites, *others) if site.path in table]
                 sizes = [(table[s.path].A.shape[0], table[s.path].scale) for s in self.sites]
