@@ -99,6 +99,17 @@ def test_spread_needs_more_than_one_run():
     assert measures({"accuracy": 0.5})[0].split == "as recorded"
 
 
+def test_an_interval_stands_beside_its_metric_alone():
+    sure = {"metric": "f1", "low": 0.4, "high": 0.6, "level": 0.95}
+    found = measures({"test": {"n": 28, "f1": 0.5, "accuracy": 0.7, "interval": sure}})
+    assert {m.name: m.basis for m in found} == {
+        "f1": "n = 28, one run, 95 % interval over rows 0.4000 to 0.6000",
+        "accuracy": "n = 28, one run",
+    }
+    for none in (None, {}, {"metric": "f1", "low": None, "high": 0.6}):
+        assert measures({"n": 28, "f1": 0.5, "interval": none})[0].interval is None
+
+
 @pytest.mark.parametrize("value", [NASTY, "a\u2028b", "- x", "# x", "\x00", "1. x", "<!-- x"])
 def test_what_somebody_wrote_stays_text(value):
     """A description can neither end the front matter or a table nor bring HTML or code along."""

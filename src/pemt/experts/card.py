@@ -50,6 +50,7 @@ class Measure:
         n: rows it was measured on; None where not recorded.
         deviation: standard deviation over runs; None after one run.
         runs: how many.
+        interval: 95 % interval over the rows of one run; None where not recorded.
     """
 
     split: str
@@ -58,19 +59,28 @@ class Measure:
     n: int | None = None
     deviation: float | None = None
     runs: int = 1
+    interval: tuple[float, float] | None = None
 
     @property
     def basis(self) -> str:
-        """The number of rows and runs behind the value."""
+        """The number of rows and runs behind the value, and how sure it is."""
         rows = "n not recorded" if self.n is None else f"n = {self.n}"
         if self.deviation is None:
-            return f"{rows}, one run"
+            if self.interval is None:
+                return f"{rows}, one run"
+            low, high = self.interval
+            return f"{rows}, one run, 95 % interval over rows {low:.4f} to {high:.4f}"
         return f"{rows}, ± {self.deviation:.4f} over {self.runs} runs"
 
 
 def measures(metrics: Mapping[str, Any], split: str = "") -> list[Measure]:
-    """Every number in recorded metrics, flat or by split; what is not a number is left out."""
+    """Every number in recorded metrics, flat or by split; what is not a number is left out.
+
+    An entry "interval" is no split: it holds the interval of the metric that it names.
+    """
     found = []
+    sure = _mapping(metrics.get("interval"))
+    ends = tuple(float(sure[end]) for end in ("low", "high") if _is_number(sure.get(end)))
     n = next((int(metrics[c]) for c in _COUNTS if _is_number(metrics.get(c))), None)
     for name, value in metrics.items():
         if _is_number(value) and name not in _COUNTS:
@@ -81,8 +91,10 @@ def measures(metrics: Mapping[str, Any], split: str = "") -> list[Measure]:
                     name="main metric" if single else name,
                     value=float(value),
                     n=None if single else n,
+                    interval=(ends[0], ends[1])
+                    if len(ends) == 2 and name == sure.get("metric") else None,
                 )
-            )
+            )  # fmt: skip
         elif isinstance(value, Mapping) and _is_number(value.get("mean")):
             spread = next((float(value[s]) for s in _SPREADS if _is_number(value.get(s))), None)
             runs = int(value["runs"]) if _is_number(value.get("runs")) else 1
@@ -92,7 +104,7 @@ def measures(metrics: Mapping[str, Any], split: str = "") -> list[Measure]:
                     deviation=spread if runs > 1 else None, runs=runs,
                 )
             )  # fmt: skip
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and name != "interval":
             found += measures(value, split=name)
     return found
 
@@ -158,7 +170,9 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
     saved = {**unknown, "labels": (), **_mapping(extra.get("task"))}
     name = str(saved["name"])
     task = _task(name)
-    measured = measures({"test": _mapping(extra.get("metrics"))})
+    measured = measures(
+        {"test": {**_mapping(extra.get("metrics")), "interval": extra.get("interval")}}
+    )
     settings = _mapping(extra.get("settings"))
     front: dict[str, Any] = {
         "license": "unknown",

@@ -105,6 +105,13 @@ class Report:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def main_interval(self) -> dict[str, Any] | None:
+        """The interval with the name of its metric, as expert and model cards read it."""
+        if self.interval is None:
+            return None
+        ends = {"low": self.interval.low, "high": self.interval.high}
+        return {"metric": self.metric, **ends, "level": self.interval.level}
+
     def lines(self) -> list[str]:
         """The interval and the invalid answers as sentences."""
         if self.interval is None:

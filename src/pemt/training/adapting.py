@@ -301,7 +301,7 @@ def _write(
             folder / "model",
             base_name=result.base.name,
             extra={"task": result.task.to_dict(), "settings": result.settings.to_dict(),
-                   "metrics": result.metrics},
+                   "metrics": result.metrics, "interval": result.report.main_interval()},
         )  # fmt: skip
         if result.gates is not None:
             gate_heat_map(result.gates, result.model, result.experts, folder / "gates.png")

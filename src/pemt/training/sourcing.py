@@ -19,7 +19,7 @@ from pemt.model import SourceConfig, SourceModel, description_prompt, random_pro
 from pemt.model.description import description_ids
 from pemt.tasks import Example, Task, load_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
-from pemt.training.evaluating import evaluate
+from pemt.training.evaluating import evaluate, report_of
 from pemt.training.fitting import Fit, fingerprint_of, fit
 from pemt.training.record import run_record, versions, write_json
 from pemt.training.settings import TrainSettings
@@ -162,7 +162,8 @@ def train_source(
             folder=folder,
             progress=progress,
         )
-        metrics, _ = evaluate(model, task, base.tokenizer, test, settings, progress=progress)
+        metrics, made = evaluate(model, task, base.tokenizer, test, settings, progress=progress)
+        interval = report_of(task, test, made).main_interval()
         site = model.sites[0]
         info = ExpertInfo(
             name=name, kind=config.kind, task=task.name, task_version=task.version,
@@ -176,7 +177,8 @@ def train_source(
             settings={"source": config.to_dict(), "train": settings.to_dict(), "rows": len(train),
                       "data_seed": data_seed, "origin": splits.origin,
                       "best_step": fitted.best_step},
-            metrics={"test": metrics, "validation": fitted.best}, versions=versions(),
+            metrics={"test": {**metrics, "interval": interval}, "validation": fitted.best},
+            versions=versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
         library.add(model.to_expert(info), overwrite=overwrite)
