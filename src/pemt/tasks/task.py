@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -145,7 +145,7 @@ class Task:
         """How many outputs a classifier needs: the labels, 1 for regression, 0 for generation."""
         return {"classification": len(self.labels), "regression": 1}.get(self.kind, 0)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns the template reads, in order."""
         return tuple(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
@@ -331,7 +331,7 @@ def integer_text(value: object) -> str:
     text = str(value).strip()
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    whole = isinstance(value, str) and re.fullmatch(r"-?\d+\.0+", text)
+    whole = isinstance(value, str) and "." in text and re.fullmatch(r"-?\d+\.0+", text)
     return text.partition(".")[0] if whole else text
 
 
