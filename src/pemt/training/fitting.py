@@ -24,6 +24,7 @@ from pemt.tasks import Example, Task
 from pemt.tasks.cache import encode_cached
 from pemt.tasks.encoding import Collator
 from pemt.training.evaluating import evaluate, lengths, side_of
+from pemt.training.memory import give_back_memory
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
 from pemt.training.trainer import BEST_RECORD, BEST_STATE, BestState, PemtTrainer
@@ -151,6 +152,8 @@ def fit(
         steps = trainer.state.global_step
     best.restore()
     model.eval()
+    del trainer
+    give_back_memory()  # a program that adapts in a loop must not grow with it
     if keep:
         for old in Path(place).glob("checkpoint-*"):
             shutil.rmtree(old)
