@@ -170,9 +170,11 @@ def time_of(base: Base, library: ExpertLibrary, given: argparse.Namespace) -> di
     task = Task.named("product_reviews")
     rows = target_rows(task, shots=given.shots, data_seed=0, data_dir=given.data_dir).train
     loaded = library.load_many(library.names())
-    many = [replace(e, name=f"{e.name}-{i}") for i in range(-(-24 // len(loaded))) for e in loaded][
-        :24
-    ]
+    many = []
+    for i in range(24):
+        expert = loaded[i % len(loaded)]
+        name = f"{expert.name}-{i}"
+        many.append(replace(expert, name=name, info=replace(expert.info, name=name)))
     ranked(base, task, many[:2], rows, max_source_length=given.max_source_length)
     begun = time.perf_counter()
     ranked(base, task, many, rows, max_source_length=given.max_source_length)

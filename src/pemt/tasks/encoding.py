@@ -13,9 +13,11 @@ The soft prompt is the model's affair; only its length matters here, for the pos
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +41,22 @@ BATCH = 1000
 """Texts given to the tokenizer at once."""
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: it would walk all the lists made so far, again and again.
+
+    They hold integers and no cycles, so there is nothing for it to find.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@_uncollected()
 def encode(
     examples: Sequence[Example],
     task: Task,
@@ -82,6 +100,7 @@ def encode(
     ]
 
 
+@_uncollected()
 def encode_prompts_only(
     examples: Sequence[Example],
     task: Task,
