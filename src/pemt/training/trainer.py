@@ -19,7 +19,6 @@ from transformers.trainer_utils import IntervalStrategy
 from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
-from pemt.training.memory import give_back_memory
 
 TRAINED = "trained.safetensors"
 BEST_STATE, BEST_RECORD = "best.safetensors", "best.json"
@@ -94,7 +93,6 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         """Score the model's answers on validation and tell the callbacks."""
         del eval_dataset, ignore_keys  # `score` has its own rows
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._score().items()}
-        give_back_memory()  # batches of many lengths leave holes that would add up over a run
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
