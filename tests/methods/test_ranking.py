@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold
 
-from pemt.errors import ConfigError, DataError
+from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.methods import Setting
 from pemt.methods.probe import features_of
 from pemt.methods.ranking import alone, rank_experts
@@ -167,3 +167,21 @@ def test_a_broken_expert_is_named_as_the_cause(tmp_path):
     with pytest.raises(DataError, match="not finite"):
         rank_experts(given, [broken])
     assert tiny.snapshot(given.base.model) == before
+
+
+def test_a_name_or_several_need_no_list(tmp_path):
+    base = tiny.loaded("bert")
+    task = tiny.task(tmp_path)
+
+    def adapted(names):
+        result = adapt(
+            base, task, experts(base), names=names, shots=4, progress=False,
+            settings=tiny.settings(), config=PemtConfig(reduction=4),
+        )  # fmt: skip
+        result.model.detach()
+        return result.experts
+
+    assert adapted("b") == ["b"]
+    assert adapted("c, a") == ["c", "a"]
+    with pytest.raises(UnknownNameError, match="auto"):
+        adapted("auto")

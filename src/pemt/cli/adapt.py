@@ -51,7 +51,7 @@ def adapt(
             may stand in its place.
         library: folder with the experts, or hf://user/repo@revision.
         base: the base the experts were trained on.
-        experts: which experts, in gate-column order: [mnli, qqp], or auto:4 for the four that rank
+        experts: which experts, in gate-column order: mnli,qqp, or auto:4 for the four that rank
             best on the training rows (`pemt experts rank` shows the ranking); all by default.
         shots: labels per class (regression and generation: in all); default: the whole split.
         data_seed: of the draw of labels.

@@ -77,7 +77,7 @@ def shape(
         where: file and line, for messages.
 
     Raises:
-        DataError: a mark's columns are missing, or its words are not where it says.
+        DataError: a mark's columns are missing, or it starts at no word of its text.
     """
     shaped = dict(row)
     for column, name in clean.items():
@@ -100,10 +100,11 @@ def _marked(row: Mapping[str, Any], column: str, marks: Sequence[Mark], at: str)
     words = str(row[column]).split()
     spans = []
     for mark in marks:
-        start, size = int(row[mark.index]), len(str(row[mark.span]).split())
+        given, size = str(row[mark.index]).strip(), len(str(row[mark.span]).split())
+        start = int(given) if given.isdecimal() else -1
         if not 0 <= start <= len(words) - size:
             raise DataError(
-                f"{at}{mark.index} is {start}, and {column!r} has {len(words)} words",
+                f"{at}{mark.index} is {given!r}, and {column!r} has {len(words)} words",
                 "give the number of the span's first word, from 0",
             )
         spans.append((start, size, mark.sign))

@@ -124,8 +124,8 @@ def adapt(
         base: a loaded base, or its name.
         task: a task, or its name in the registry.
         experts: a library or its folder, or loaded experts.
-        names: which experts and in which order; all by default; "auto:4" takes the four that rank
-            best on the training rows (pemt.methods.ranking), best first.
+        names: which experts and in which order ("a,b" is both); all by default; "auto:4" takes the
+            four that rank best on the training rows (pemt.methods.ranking), best first.
         shots: labels per class (regression and generation: in all); None takes the full split.
         data_seed: of the few-shot draw.
         validation: "shots": as few validation rows as training rows; "full": the validation split.
@@ -158,6 +158,8 @@ def adapt(
     ranking: Ranking | None = None
     if not chosen_method.transfers:
         experts = []
+    elif isinstance(names, str) and ":" not in names:  # no expert's name holds one
+        names = [name.strip() for name in names.split(",")]
     elif isinstance(names, str):
         names, ranking = best_experts(
             base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
