@@ -113,6 +113,12 @@ def info(model, name: str, *, kind: str = "lora", rank: int = 4, alpha: float = 
     )  # fmt: skip
 
 
+def library_for(method, base) -> list[Expert]:
+    """Two experts of the kind a method takes from its library."""
+    kind = "bottleneck" if method.library == "bottleneck" else "lora"
+    return [expert(base.model, n, seed=i, kind=kind) for i, n in enumerate("ab", 1)]
+
+
 def expert(
     model, name: str, *, rank: int = 4, alpha: float = 8.0, seed: int = 1, kind: str = "lora",
     prompt: int = 3, zero: bool = False,

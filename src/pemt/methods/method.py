@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any, Literal, cast
 
 from pemt.backbones import Family
 from pemt.bases import Base
-from pemt.errors import UnknownNameError
+from pemt.errors import ConfigError, UnknownNameError
 from pemt.experts import Expert
 from pemt.model import AdaptedModel, PemtConfig
 from pemt.tasks import Example, Task
+
+Library = Literal["none", "experts", "bottleneck", "prompts", "shared-prompts"]
+"""What a method takes from the library it is given: experts of PEMT's first stage, bottleneck
+experts, prompts tuned on the source tasks, or prompts tuned on all of them at once (MPT)."""
+
+FAMILIES: tuple[Family, ...] = ("encoder-decoder", "decoder-only", "encoder-only")
+KINDS = ("classification", "regression", "generation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,47 +55,60 @@ class Method:
 
     Attributes:
         title: what tables call it.
-        build: makes the model on the setting's base.
+        paper: where it was published.
+        builder: "module:function" of what makes the model on the setting's base.
         learning_rates: by family; what was measured to work, see docs/results.md.
-        trains: False where `build` already fits everything.
-        transfers: whether it uses experts.
+        trains: False where building already fits everything.
+        library: what it takes from a library of experts.
+        families: where it is defined; `elsewhere` says why not on the others.
+        kinds: of tasks it can answer.
+        elsewhere: one sentence for people who ask for it where it is not defined.
+        changes: fields of PemtConfig that make an ablation.
     """
 
     title: str
-    build: Callable[[Setting], AdaptedModel]
+    paper: str
+    builder: str
     learning_rates: dict[Family, float]
     trains: bool = True
-    transfers: bool = False
+    library: Library = "none"
+    families: tuple[Family, ...] = FAMILIES
+    kinds: tuple[str, ...] = KINDS
+    elsewhere: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def transfers(self) -> bool:
+        """Whether it uses what was learnt on source tasks."""
+        return self.library != "none"
 
-def _pemt(setting: Setting) -> AdaptedModel:
-    from pemt.methods.pemt import build
+    def configured(self, config: PemtConfig) -> PemtConfig:
+        """PEMT's options as this method uses them."""
+        return replace(config, **self.changes)
 
-    return build(setting)
+    def refusal(self, family: Family, kind: str) -> str | None:
+        """Why it does not apply to a base of this family and a task of this kind, or None."""
+        if family not in self.families:
+            return f"{self.title} is not defined on {family} bases. {self.elsewhere}".strip()
+        if kind not in self.kinds:
+            return f"{self.title} cannot answer a {kind} task. {self.elsewhere}".strip()
+        return None
 
+    def build(self, setting: Setting) -> AdaptedModel:
+        """The model on the setting's base; an error leaves the base as it was.
 
-def _single(setting: Setting) -> AdaptedModel:
-    from pemt.methods.single import build
-
-    return build(setting)
-
-
-def _lora(setting: Setting) -> AdaptedModel:
-    from pemt.methods.lora import LoraModel
-
-    return LoraModel.build(setting)
-
-
-def _adapter(setting: Setting) -> AdaptedModel:
-    from pemt.methods.adapter import AdapterModel
-
-    return AdapterModel.build(setting)
-
-
-def _probe(setting: Setting) -> AdaptedModel:
-    from pemt.methods.probe import ProbeModel
-
-    return ProbeModel.build(setting)
+        Raises:
+            ConfigError: the method does not apply here.
+        """
+        reason = self.refusal(setting.base.backbone.family, setting.task.kind)
+        if reason is not None:
+            raise ConfigError(reason, "`pemt bench methods` lists what applies where")
+        module, _, name = self.builder.partition(":")
+        owner: Any = import_module(module)
+        for part in name.split("."):
+            owner = getattr(owner, part)
+        make = cast("Callable[[Setting], AdaptedModel]", owner)
+        return make(replace(setting, config=self.configured(setting.config)))
 
 
 def _rates(encoder_only: float, decoder_only: float, encoder_decoder: float) -> dict[Family, float]:
@@ -98,18 +119,122 @@ def _rates(encoder_only: float, decoder_only: float, encoder_decoder: float) -> 
     }
 
 
+_USUAL = _rates(2e-3, 1e-3, 1e-3)
+_PROMPTS = _rates(2e-2, 2e-2, 3e-1)
+_PEMT: dict[str, Any] = {
+    "paper": "Lin et al. 2024, arXiv 2402.15082", "builder": "pemt.methods.pemt:build",
+    "learning_rates": _USUAL, "library": "experts",
+}  # fmt: skip
+
 METHODS: dict[str, Method] = {
-    "pemt": Method(
-        title="PEMT", build=_pemt, learning_rates=_rates(2e-3, 1e-3, 1e-3), transfers=True
+    "pemt": Method(title="PEMT", **_PEMT),
+    # -- nothing but the target's own labels
+    "full": Method(
+        title="full fine-tuning", paper="-", builder="pemt.methods.full:FullModel.build",
+        learning_rates=_rates(5e-5, 2e-5, 1e-4),
     ),
-    "single": Method(
-        title="best single expert", build=_single, learning_rates=_rates(2e-3, 1e-3, 1e-3),
-        transfers=True,
-    ),
-    "lora": Method(title="LoRA", build=_lora, learning_rates=_rates(2e-3, 1e-3, 1e-3)),
-    "adapter": Method(title="adapter", build=_adapter, learning_rates=_rates(2e-3, 1e-3, 1e-3)),
     "probe": Method(
-        title="linear probe", build=_probe, learning_rates=_rates(1.0, 1.0, 1.0), trains=False
+        title="linear probe", paper="-", builder="pemt.methods.probe:ProbeModel.build",
+        learning_rates=_rates(1.0, 1.0, 1.0), trains=False, kinds=("classification", "regression"),
+        elsewhere="There is nothing to regress on: use lora, adapter or pemt.",
+    ),
+    "bitfit": Method(
+        title="BitFit", paper="Ben Zaken et al. 2022, arXiv 2106.10199",
+        builder="pemt.methods.bitfit:BitFitModel.build", learning_rates=_rates(2e-3, 2e-3, 1e-3),
+    ),
+    "lora": Method(
+        title="LoRA", paper="Hu et al. 2022, arXiv 2106.09685",
+        builder="pemt.methods.lora:LoraModel.build", learning_rates=_USUAL,
+    ),
+    "adapter": Method(
+        title="adapter", paper="Houlsby et al. 2019, arXiv 1902.00751",
+        builder="pemt.methods.adapter:AdapterModel.build", learning_rates=_USUAL,
+    ),
+    "adamix": Method(
+        title="AdaMix", paper="Wang et al. 2022, arXiv 2205.12410",
+        builder="pemt.methods.adamix:AdaMixModel.build", learning_rates=_USUAL,
+    ),
+    "prompt-tuning": Method(
+        title="prompt tuning", paper="Lester et al. 2021, arXiv 2104.08691",
+        builder="pemt.methods.prompt_tuning:build", learning_rates=_PROMPTS,
+    ),
+    "setfit": Method(
+        title="SetFit", paper="Tunstall et al. 2022, arXiv 2209.11055",
+        builder="pemt.methods.setfit:SetFitModel.build", learning_rates=_rates(2e-5, 2e-5, 2e-5),
+        trains=False, families=("encoder-only",), kinds=("classification",),
+        elsewhere="It tunes a sentence encoder and fits a classifier on its embeddings.",
+    ),
+    "zero-shot": Method(
+        title="zero-shot", paper="Brown et al. 2020, arXiv 2005.14165",
+        builder="pemt.methods.instructed:zero_shot", learning_rates=_rates(1.0, 1.0, 1.0),
+        trains=False, families=("decoder-only",),
+        elsewhere="It needs a base that goes on with a text.",
+    ),
+    "in-context": Method(
+        title="in-context examples", paper="Brown et al. 2020, arXiv 2005.14165",
+        builder="pemt.methods.instructed:in_context", learning_rates=_rates(1.0, 1.0, 1.0),
+        trains=False, families=("decoder-only",),
+        elsewhere="It needs a base that goes on with a text.",
+    ),
+    # -- with what was learnt on source tasks
+    "single": Method(
+        title="best single expert", paper="-", builder="pemt.methods.single:build",
+        learning_rates=_USUAL, library="experts",
+    ),
+    "uniform": Method(
+        title="uniform mixture", paper="-", builder="pemt.methods.uniform:build",
+        learning_rates=_USUAL, library="experts",
+    ),
+    "lorahub": Method(
+        title="LoraHub", paper="Huang et al. 2023, arXiv 2307.13269",
+        builder="pemt.methods.lorahub:LoraHubModel.build", learning_rates=_rates(1.0, 1.0, 1.0),
+        trains=False, library="experts", families=("encoder-decoder", "decoder-only"),
+        kinds=("classification", "generation"),
+        elsewhere="It trains nothing by gradient, so a head for new labels would stay random.",
+    ),
+    "fusion": Method(
+        title="AdapterFusion", paper="Pfeiffer et al. 2021, arXiv 2005.00247",
+        builder="pemt.methods.fusion:FusionModel.build", learning_rates=_USUAL, library="experts",
+    ),
+    "mixda": Method(
+        title="MixDA", paper="Diao et al. 2023, arXiv 2306.05406",
+        builder="pemt.methods.mixda:MixDaModel.build", learning_rates=_USUAL, library="experts",
+    ),
+    "spot": Method(
+        title="SPoT", paper="Vu et al. 2022, arXiv 2110.07904",
+        builder="pemt.methods.spot:build", learning_rates=_PROMPTS, library="prompts",
+    ),
+    "attempt": Method(
+        title="ATTEMPT", paper="Asai et al. 2022, arXiv 2205.11961",
+        builder="pemt.methods.attempt:AttemptModel.build", learning_rates=_PROMPTS,
+        library="prompts",
+    ),
+    "mpt": Method(
+        title="MPT", paper="Wang et al. 2023, arXiv 2303.02861",
+        builder="pemt.methods.mpt:build", learning_rates=_PROMPTS, library="shared-prompts",
+    ),
+    # -- PEMT with one part taken out or exchanged
+    "pemt-no-mixture": Method(
+        title="PEMT, no mixture", **_PEMT, changes={"mixture": False, "sparsity_weight": 0.0}
+    ),
+    "pemt-no-prompt": Method(
+        title="PEMT, no correlation prompt", **_PEMT, changes={"prompt_fusion": "none"}
+    ),
+    "pemt-no-description": Method(
+        title="PEMT, no description", **_PEMT, changes={"prompt": "random"}
+    ),
+    "pemt-no-tsl": Method(title="PEMT, no TSL", **_PEMT, changes={"sparsity_weight": 0.0}),
+    "pemt-no-adapter": Method(
+        title="PEMT, no target adapter", **_PEMT, changes={"target_adapter": False}
+    ),
+    "pemt-frozen-norms": Method(
+        title="PEMT, frozen norms", **_PEMT, changes={"train_norms": False}
+    ),
+    "pemt-task-gates": Method(
+        title="PEMT, task-level gates", **_PEMT, changes={"gate": "task"}
+    ),
+    "pemt-bottleneck": Method(
+        title="PEMT, bottleneck experts", **{**_PEMT, "library": "bottleneck"}
     ),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pemt.errors import ConfigError, DataError
+from pemt.errors import DataError
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.tasks import Example
@@ -119,16 +119,7 @@ class ProbeModel(AdaptedModel):
 
     @classmethod
     def build(cls, setting: Setting) -> ProbeModel:
-        """Fit on the training rows; the strength is chosen on validation.
-
-        Raises:
-            ConfigError: a generation task: there is nothing to regress on.
-        """
-        if setting.task.kind == "generation":
-            raise ConfigError(
-                f"A linear probe cannot answer the generation task {setting.task.name!r}",
-                "use lora, adapter or pemt",
-            )
+        """Fit on the training rows; the strength is chosen on validation."""
         base = setting.base
         model = cls(
             base.model,

@@ -56,6 +56,7 @@ class PemtConfig:
     Attributes:
         gate: "example": one gate vector per example and layer; "task": from the prompt alone.
         tau: gate temperature.
+        mixture: whether the experts' branches are there; without them the source prompts remain.
         prompt: first values of the target prompt: "description" or "random".
         prompt_fusion: "live", "init" (once, at the start) or "none" (no source prompts).
         prompt_scale: factor on the prompt attention's scores; 1 is the paper.
@@ -71,6 +72,7 @@ class PemtConfig:
 
     gate: Literal["example", "task"] = "example"
     tau: float = 1.0
+    mixture: bool = True
     prompt: Literal["description", "random"] = "description"
     prompt_fusion: Literal["live", "init", "none"] = "live"
     prompt_scale: float = 1.0

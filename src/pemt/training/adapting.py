@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pemt.bases import Base, load_base
+from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertLibrary
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
@@ -141,6 +142,9 @@ def adapt(
 
     Returns:
         The model, its test metrics, gates and record.
+
+    Raises:
+        ConfigError: the method is not defined for this base or this kind of task.
     """
     base = load_base(base) if isinstance(base, str) else base
     task = Task.named(task) if isinstance(task, str) else task
@@ -153,7 +157,10 @@ def adapt(
     )
     if folder is not None:
         check_place(folder / "model")  # before the work, not after it
-    config = config or PemtConfig()
+    reason = chosen_method.refusal(base.backbone.family, task.kind)
+    if reason is not None:
+        raise ConfigError(reason, "`pemt bench methods` lists what applies where")
+    config = chosen_method.configured(config or PemtConfig())
     chosen = settings or TrainSettings()
     ranking: Ranking | None = None
     if not chosen_method.transfers:
