@@ -7,22 +7,16 @@ from torch import Tensor, nn
 
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
-from pemt.nn import Slot, TargetAdapter
+from pemt.nn import Slot, TargetAdapter, WrappedLinear
 from pemt.training.sourcing import outputs_of
 
 
-class SerialAdapter(nn.Module):
+class SerialAdapter(WrappedLinear):
     """A down projection followed by a bottleneck adapter."""
 
     def __init__(self, down: nn.Module, adapter: TargetAdapter, slot: Slot) -> None:
-        super().__init__()
-        self.down, self.adapter, self.slot = down, adapter, slot
-
-    @property
-    def weight(self) -> Tensor:
-        """The down projection's weight: T5 reads its type."""
-        weight: Tensor = self.down.weight  # type: ignore[assignment]
-        return weight
+        super().__init__(down, slot)
+        self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., F]` -> `[..., D]`."""

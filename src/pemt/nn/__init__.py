@@ -13,6 +13,7 @@ from pemt.nn.mixture import MixtureLayer
 from pemt.nn.norm import TrainedNorm
 from pemt.nn.prompt import CorrelationPrompt, TaskPrompt
 from pemt.nn.sparsity import task_sparsity
+from pemt.nn.weights import TrainedWeights
 from pemt.nn.wrapped import WrappedLinear
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "TaskHead",
     "TaskPrompt",
     "TrainedNorm",
+    "TrainedWeights",
     "WrappedLinear",
     "bridge_summary",
     "combine_loss",
