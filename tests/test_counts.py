@@ -1,14 +1,24 @@
-"""The parameter counts of METHOD.md for T5-base with six sources, on modules without storage."""
+"""Parameter counts on T5-base without storage: METHOD.md's, and those of docs/methods.md."""
 
 from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
+from pemt.backbones import describe, down_projections
+from pemt.bases import Base
 from pemt.experts import Expert, ExpertInfo, ExpertLayer
-from pemt.model import AdaptedModel, PemtModel, SourceModel
+from pemt.methods import METHODS, Setting
+from pemt.methods.method import FAMILIES
+from pemt.model import AdaptedModel, PemtConfig, PemtModel, SourceModel
 from pemt.nn import PromptGate, TargetAdapter, TaskPrompt, TrainedNorm
+from tests import tiny
 
 BASE = 222_903_552
 WIDTH, PROMPT, SOURCES = 768, 30, 6
@@ -35,8 +45,6 @@ def count(model, kind) -> int:
 
 
 def experts(base, lengths) -> list[Expert]:
-    from pemt.backbones import describe, down_projections
-
     sites = down_projections(base, describe("t5"))
     made = []
     for k, length in enumerate(lengths):
@@ -87,3 +95,128 @@ def test_stage_two_trains_about_one_percent():
     assert round(100 * (trained - WIDTH * PROMPT) / BASE, 2) == 0.95
     frozen = SOURCES * 5_898_240 + WIDTH * sum(lengths)
     assert total == BASE + trained + frozen
+
+
+# -- docs/methods.md -------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+COLUMNS = ("title", "paper", "trains", "families", "library", "count")
+BY_GRADIENT = [
+    name for name, m in METHODS.items() if m.trains and "encoder-decoder" in m.families
+]  # fmt: skip
+
+
+def rows() -> dict[str, dict[str, str]]:
+    """The page's lines on methods, by name."""
+    found = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
+    lines = [(name, rest.split(" | ")) for name, rest in found]
+    full = [(name, cells) for name, cells in lines if len(cells) == len(COLUMNS)]
+    assert len({name for name, _ in full}) == len(full), "a method has two lines"
+    return {name: dict(zip(COLUMNS, cells, strict=True)) for name, cells in full}
+
+
+def test_every_method_has_its_line():
+    listed = rows()
+    assert listed.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        line = listed[name]
+        families = "all" if method.families == FAMILIES else ", ".join(method.families)
+        wanted = (method.title, method.paper, families, method.library)
+        assert (line["title"], line["paper"], line["families"], line["library"]) == wanted
+        assert line["trains"]
+        numbered = re.fullmatch(r"[\d,]+", line["count"]) is not None
+        assert numbered == (name in BY_GRADIENT), f"{name}: {line['count']}"
+
+
+def library_of(method, base) -> list[Expert]:
+    """Six experts of the kind that a method takes; prompts have 100 rows and values."""
+    made = experts(base, [100] * SOURCES)
+    if method.library in ("none", "experts"):
+        return made
+    if method.library == "bottleneck":
+        with torch.device("meta"):
+            a, b = torch.empty(64), torch.empty(WIDTH)
+        return [
+            replace(
+                e, kind="bottleneck", activation="gelu_new",
+                info=replace(e.info, kind="bottleneck"),
+                layers=tuple(replace(layer, a=a, b=b) for layer in e.layers),
+            )
+            for e in made
+        ]  # fmt: skip
+    factors = {}
+    if method.library == "shared-prompts":
+        from pemt.experts import PromptFactors
+
+        shared, u, v = torch.zeros(100, WIDTH), torch.zeros(100), torch.zeros(WIDTH)
+        factors = {"factors": PromptFactors(shared=shared, u=u, v=v)}
+    return [
+        replace(
+            e, kind="prompt", layers=(), prompt=torch.zeros(100, WIDTH),
+            info=replace(e.info, kind="prompt", rank=0, alpha=0.0), **factors,
+        )
+        for e in made
+    ]  # fmt: skip
+
+
+def built(name, folder, monkeypatch) -> tuple[AdaptedModel, dict[str, object]]:
+    """A method's model on T5-base without storage, and its notes."""
+    method = METHODS[name]
+    pytest.importorskip(method.builder.partition(":")[0])
+    if name == "single":  # which expert it takes is no matter here, and nothing can be computed
+        monkeypatch.setattr(
+            "pemt.methods.single.probe_losses", lambda s: {e.name: 0.0 for e in s.experts}
+        )
+    for module in [m for n, m in sys.modules.items() if n.startswith("pemt.methods.")]:
+        monkeypatch.setattr(module, "fingerprint", lambda *_: "0" * 64, raising=False)
+    description = " ".join(["text"] * (PROMPT - 1))  # and the end token
+    base = Base(t5_base(), tiny.tokenizer("encoder-decoder"), describe("t5"), "t5-base")
+    setting = Setting(
+        base=base, task=replace(tiny.task(folder), description=description),
+        experts=library_of(method, base.model), train=[], validation=[], config=PemtConfig(),
+    )  # fmt: skip
+    return method.build(setting), setting.notes
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_the_page_prints_what_trains_on_t5_base(name, tmp_path, monkeypatch):
+    if name == "pemt-no-mixture":  # its gates go with the mixture's other variants
+        pytest.importorskip("pemt.methods.frozen")
+    model, _ = built(name, tmp_path, monkeypatch)
+    assert f"{model.parameter_counts()[0]:,}" == rows()[name]["count"]
+
+
+def test_adamix_is_an_adapter_once_merged(tmp_path, monkeypatch):
+    _, notes = built("adamix", tmp_path, monkeypatch)
+    counts = {k: f"{notes[f'{k}_parameters']:,}" for k in ("trained", "merged")}
+    assert counts == {"trained": rows()["adamix"]["count"], "merged": rows()["adapter"]["count"]}
+
+
+def test_the_parts_of_bitfit(tmp_path, monkeypatch):
+    """The sums that the published 280 K is made of."""
+    state = built("bitfit", tmp_path, monkeypatch)[0].trained_state()
+    norms = sum(v.numel() for n, v in state.items() if "norm" in n)
+    vocabulary = sum(v.numel() for n, v in state.items() if "lm_head" in n)
+    total = sum(v.numel() for v in state.values())
+    assert (total - norms - vocabulary, norms, vocabulary) == (202_752, 47_616, 32_128)
+    for number in ("202,752", "47,616", "32,128"):
+        assert number in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_published_adapter():
+    """Compacter's: a bottleneck of 24 twice in each of 24 layers, and the norms' scales."""
+    one = sum(p.numel() for p in TargetAdapter(WIDTH, reduction=32).parameters())
+    norms = sum(p.numel() for n, p in t5_base().named_parameters() if "norm" in n)
+    page = PAGE.read_text(encoding="utf-8")
+    for number in (one, 48 * one, norms, 48 * one + norms):
+        assert f"{number:,}" in page
+    assert round((48 * one + norms) / 1e6, 1) == 1.9
+
+
+def test_the_other_loras():
+    """Query and value of 36 attentions, at rank 8 and at rank 32."""
+    linear = [m for m in t5_base().modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) - 1 == 192  # the map to the vocabulary aside
+    for rank in (8, 32):
+        count = 36 * 2 * rank * (WIDTH + WIDTH)
+        assert f"{count:,}" in PAGE.read_text(encoding="utf-8")
