@@ -159,14 +159,19 @@ def library_of(method, base) -> list[Expert]:
     ]  # fmt: skip
 
 
+COMPUTED = {  # what building works out from rows, which a base without storage cannot
+    "single": ("probe_losses", lambda setting: {e.name: 0.0 for e in setting.experts}),
+    "spot": ("task_prompt", lambda setting, sources: torch.ones(100, WIDTH)),
+}
+
+
 def built(name, folder, monkeypatch) -> tuple[AdaptedModel, dict[str, object]]:
     """A method's model on T5-base without storage, and its notes."""
     method = METHODS[name]
     pytest.importorskip(method.builder.partition(":")[0])
-    if name == "single":  # which expert it takes is no matter here, and nothing can be computed
-        monkeypatch.setattr(
-            "pemt.methods.single.probe_losses", lambda s: {e.name: 0.0 for e in s.experts}
-        )
+    if name in COMPUTED:
+        function, answer = COMPUTED[name]
+        monkeypatch.setattr(f"pemt.methods.{name}.{function}", answer)
     for module in [m for n, m in sys.modules.items() if n.startswith("pemt.methods.")]:
         monkeypatch.setattr(module, "fingerprint", lambda *_: "0" * 64, raising=False)
     description = " ".join(["text"] * (PROMPT - 1))  # and the end token
