@@ -14,7 +14,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from pemt.backbones import Backbone, Family, Site, describe, down_projections, fingerprint
 from pemt.backbones import norms as find_norms
 from pemt.errors import BackboneError, ConfigError
-from pemt.nn import MixtureLayer, ParallelExpert, Slot, TaskHead, TrainedNorm
+from pemt.nn import Slot, TaskHead, TrainedNorm, WrappedLinear
 
 
 class AttachedModel(nn.Module):
@@ -222,5 +222,5 @@ class AttachedModel(nn.Module):
 def _attachments() -> tuple[type[nn.Module], ...]:
     """Layers that only something attached puts into a base; PEFT's too, where it is in use."""
     peft = sys.modules.get("peft.tuners.tuners_utils")
-    ours = (MixtureLayer, ParallelExpert, TrainedNorm)
+    ours = (WrappedLinear, TrainedNorm)
     return ours if peft is None else (*ours, peft.BaseTunerLayer)
