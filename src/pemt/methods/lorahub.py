@@ -79,7 +79,7 @@ def search(
     with contextlib.suppress(Spent):
         minimize(
             value, np.zeros(count), method="COBYLA", bounds=[(-BOUND, BOUND)] * count,
-            options={"rhobeg": FIRST_STEP, "maxiter": budget, "tol": 1e-3},
+            options={"rhobeg": FIRST_STEP, "maxiter": max(budget, count + 2), "tol": 1e-3},
         )  # fmt: skip
     return best[1], best[0]
 

@@ -1,4 +1,4 @@
-"""MixDA (Diao et al. 2023, arXiv 2306.05406): frozen domain adapters, a gate, a task adapter.
+"""MixDA (Diao et al. 2023, arXiv 2306.05406): domain adapters, a gate and a task adapter.
 
 With x the feed-forward hidden `[F]` of one token, f the down projection's output and e_k expert k's:
 
