@@ -23,7 +23,7 @@ from pemt.methods.lorahub import BOUND, BUDGET, PENALTY
 Loss = Callable[[np.ndarray], float]
 
 
-class Spent(Exception):
+class Spent(Exception):  # noqa: N818 - the end of the budget, no error
     pass
 
 
@@ -65,15 +65,15 @@ def composed(count: int, seed: int) -> Loss:
     return lambda w: float(np.square(output(w) - Y).mean() / np.square(Y).mean())
 
 
-def local(method: str, **options: float) -> Callable[[Counted, int, int], None]:
-    def run(loss: Counted, count: int, seed: int) -> None:
+def local(method: str, **options: float) -> Callable[[Counted, int, int], object]:
+    def run(loss: Counted, count: int, _: int) -> None:
         bounds = [(-BOUND, BOUND)] * count
         minimize(loss, np.zeros(count), method=method, bounds=bounds, options=options)
 
     return run
 
 
-def simplex(loss: Counted, count: int, seed: int) -> None:
+def simplex(loss: Counted, count: int, _: int) -> None:
     start = np.vstack([np.zeros(count), np.eye(count)])
     bounds = [(-BOUND, BOUND)] * count
     minimize(
@@ -102,7 +102,7 @@ WAYS = {
     "COBYQA": local("COBYQA", initial_tr_radius=0.5, maxfev=1000),
     "Nelder-Mead": simplex,
     "Powell": local("Powell"),
-    "DIRECT": lambda loss, count, seed: direct(loss, [(-BOUND, BOUND)] * count) and None,
+    "DIRECT": lambda loss, count, _: direct(loss, [(-BOUND, BOUND)] * count),
     "random": random,
 }
 

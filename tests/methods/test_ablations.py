@@ -191,7 +191,7 @@ def test_uniform_is_pemt_with_gates_fixed_there(tmp_path, name):
             elif value.requires_grad:
                 value.data.normal_()
     half = torch.full((2,), 0.5)
-    fixed = {i: half for i in range(len(whole.sites))}
+    fixed = dict.fromkeys(range(len(whole.sites)), half)
     assert torch.equal(answer(uniform).logits, answer(whole, fixed_gates=fixed).logits)
     assert not torch.equal(answer(uniform).logits, answer(whole).logits)
 

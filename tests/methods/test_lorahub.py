@@ -54,7 +54,7 @@ def test_search_finds_a_minimum_within_its_budget_and_bounds(count):
 
 
 def test_search_leaves_a_minimum_at_zero_that_small_steps_cannot():
-    """The model of w is the model of -w, and near 0 the loss falls with w^2, the penalty with |w|."""
+    """Near 0 the loss falls with w^2 and the penalty rises with |w|."""
     weights, value = search(lambda w: float(1 - w[0] ** 2 + 0.5 * w[0] ** 4), 2)
     assert abs(weights[0]) == pytest.approx(1, abs=0.1)
     assert abs(weights[1]) < 0.05

@@ -42,18 +42,18 @@ def test_gates_of_each_token_and_dots_equal_the_loop(mix, shape):
     gates = torch.randn(*shape, len(experts), requires_grad=True)
     outputs = reference.expert_outputs(experts, x)  # [K, B, T, D]
     z = bank.hidden_of(x)
-    for ours, theirs in (
-        (bank.mix(z, gates), torch.einsum("btk,kbtd->btd", gates, outputs)),
-        (bank.dots(y, z), torch.einsum("btd,kbtd->btk", y, outputs)),
+    mixed, dots = bank.mix(z, gates), bank.dots(y, z)
+    all_mixed = torch.einsum("btk,kbtd->btd", gates, outputs)
+    all_dots = torch.einsum("btd,kbtd->btk", y, outputs)
+    assert_close(mixed, all_mixed, atol=1e-4, rtol=1e-4)
+    assert_close(dots, all_dots, atol=1e-4, rtol=1e-4)
+    pull, tug = torch.randn_like(mixed), torch.randn_like(dots)
+    for a, b in zip(
+        gradients((mixed * pull).sum() + (dots * tug).sum(), x, y, gates),
+        gradients((all_mixed * pull).sum() + (all_dots * tug).sum(), x, y, gates),
+        strict=True,
     ):
-        assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-        pull = torch.randn_like(ours)
-        for a, b in zip(
-            gradients((ours * pull).sum(), x, y, gates),
-            gradients((theirs * pull).sum(), x, y, gates),
-            strict=True,
-        ):
-            assert_close(a, b, atol=1e-4, rtol=1e-3)
+        assert_close(a, b, atol=5e-4, rtol=1e-3)
     # rows flattened into one, as some bases do
     flat = bank.mix(z.flatten(0, 1), gates.flatten(0, 1))
     assert_close(flat, bank.mix(z, gates).flatten(0, 1))

@@ -195,7 +195,8 @@ METHODS: dict[str, Method] = {
     ),
     "fusion": Method(
         title="AdapterFusion", paper="Pfeiffer et al. 2021, arXiv 2005.00247",
-        builder="pemt.methods.fusion:FusionModel.build", learning_rates=_USUAL, library="experts",
+        builder="pemt.methods.fusion:FusionModel.build", learning_rates=_rates(5e-4, 5e-4, 5e-4),
+        library="experts",
     ),
     "mixda": Method(
         title="MixDA", paper="Diao et al. 2023, arXiv 2306.05406",

@@ -1,6 +1,6 @@
 """MixDA (Diao et al. 2023, arXiv 2306.05406): domain adapters, a gate and a task adapter.
 
-With x the feed-forward hidden `[F]` of one token, f the down projection's output and e_k expert k's:
+With x one token's feed-forward hidden `[F]`, f the down projection's output, e_k expert k's:
 
     g = softmax(MLP(x))                    over K + 1 columns: the experts, and the base alone
     h = g_K f + sum_k g_k (f + e_k) = f + sum_k g_k e_k
@@ -18,8 +18,8 @@ What does not apply here, or differs:
   choosing one means f + e_k; in their code adapters and f are mixed as equals;
 - their adapters sit in two layers (7 and 11), so their gate can afford hidden layers of 768. Our
   experts sit in every layer, so the gate is as narrow as the task adapter, D / reduction;
-- their code gates a sequence by the hidden of one of its positions, which may be padding; here each
-  token has its own gate, so that neither padding nor decoding step by step can change it;
+- their code gates a whole sequence by the hidden of one of its positions; here each token has its
+  own gate, so that neither padding nor decoding step by step can change it;
 - their task adapter is Houlsby's, in attention too; ours is PEMT's target adapter, behind the
   feed-forward alone. No norm trains, and there is no prompt.
 """
