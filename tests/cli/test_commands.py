@@ -166,3 +166,30 @@ def test_experts_on_the_hub_are_used_as_in_a_folder(place, tmp_path, capsys, mon
             place / "bert", code=1,
         )  # fmt: skip
         assert "cannot be written to" in refused.err
+
+
+def test_adapt_without_the_mixture_shows_no_gates(place, tmp_path, capsys):
+    folder = tmp_path / "run"
+    more = ("--method", "pemt-no-mixture")
+    made = json.loads(run(capsys, *adapt(place, folder, "--json", *more)).out)
+    assert made["gates"] is None
+    assert not (folder / "gates.png").exists()
+    shown = run(capsys, *adapt(place, tmp_path / "again", *more)).out
+    assert "PEMT, no mixture on first" in shown
+    assert "gates" not in shown
+    answered = run(capsys, "predict", folder, "--text", '["w1 nice"]', "--precision", "float32")
+    assert answered.out.strip() in ("bad", "good")
+
+
+def test_bottleneck_mixture_says_how_to_train_its_experts_and_that_works(place, tmp_path, capsys):
+    arguments = adapt(place, tmp_path / "run", "--method", "pemt-bottleneck")
+    error = run(capsys, *arguments, code=1).err
+    assert "All experts are LoRAs" in error
+    assert "--source.kind bottleneck" in error
+    run(
+        capsys, "train-source", place / "first.yaml", tmp_path / "bottleneck", "--base",
+        place / "bert", "--source.kind", "bottleneck", "--source.rank", "4", "--precision",
+        "float32", "--output", tmp_path / "source", *QUICK,
+    )  # fmt: skip
+    arguments[2] = tmp_path / "bottleneck"
+    assert "PEMT, bottleneck experts on first" in run(capsys, *arguments).out

@@ -35,6 +35,32 @@ def test_mixture_equals_the_loop_over_experts(mix, shape):
 
 @pytest.mark.parametrize("shape", draws.SHAPES)
 @pytest.mark.parametrize("mix", draws.MIXES)
+def test_gates_of_each_token_and_dots_equal_the_loop(mix, shape):
+    experts = draws.experts(mix)
+    bank = ExpertBank(experts)
+    x, y, _ = draws.inputs(*shape, len(experts))
+    gates = torch.randn(*shape, len(experts), requires_grad=True)
+    outputs = reference.expert_outputs(experts, x)  # [K, B, T, D]
+    z = bank.hidden_of(x)
+    mixed, dots = bank.mix(z, gates), bank.dots(y, z)
+    all_mixed = torch.einsum("btk,kbtd->btd", gates, outputs)
+    all_dots = torch.einsum("btd,kbtd->btk", y, outputs)
+    assert_close(mixed, all_mixed, atol=1e-4, rtol=1e-4)
+    assert_close(dots, all_dots, atol=1e-4, rtol=1e-4)
+    pull, tug = torch.randn_like(mixed), torch.randn_like(dots)
+    for a, b in zip(
+        gradients((mixed * pull).sum() + (dots * tug).sum(), x, y, gates),
+        gradients((all_mixed * pull).sum() + (all_dots * tug).sum(), x, y, gates),
+        strict=True,
+    ):
+        assert_close(a, b, atol=5e-4, rtol=1e-3)
+    # rows flattened into one, as some bases do
+    flat = bank.mix(z.flatten(0, 1), gates.flatten(0, 1))
+    assert_close(flat, bank.mix(z, gates).flatten(0, 1))
+
+
+@pytest.mark.parametrize("shape", draws.SHAPES)
+@pytest.mark.parametrize("mix", draws.MIXES)
 def test_cosines_equal_torch_cosine_similarity(mix, shape):
     experts = draws.experts(mix)
     bank = ExpertBank(experts)

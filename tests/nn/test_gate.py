@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from pemt.errors import ConfigError
-from pemt.nn import PromptGate, prompt_mean
+from pemt.nn import PromptGate, UniformGate, prompt_mean
 from tests import reference
 
 
@@ -36,3 +36,10 @@ def test_temperature_above_zero():
 def test_prompt_mean_takes_the_prompt_positions_alone():
     hidden = torch.randn(2, 7, 3)
     assert_close(prompt_mean(hidden, 1, 3), (hidden[:, 1] + hidden[:, 2] + hidden[:, 3]) / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_uniform_gate_has_nothing_to_train(dtype):
+    gate = UniformGate(3)
+    assert torch.equal(gate(torch.randn(2, 5, 8, dtype=dtype)), torch.full((2, 3), 1 / 3))
+    assert not list(gate.parameters())

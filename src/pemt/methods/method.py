@@ -181,9 +181,10 @@ METHODS: dict[str, Method] = {
         title="best single expert", paper="-", builder="pemt.methods.single:build",
         learning_rates=_USUAL, library="experts",
     ),
+    # no gate trains, so the TSL would only pull y towards the mean expert, and choose nothing
     "uniform": Method(
-        title="uniform mixture", paper="-", builder="pemt.methods.uniform:build",
-        learning_rates=_USUAL, library="experts",
+        title="uniform mixture", **{**_PEMT, "paper": "-"},
+        changes={"gate": "uniform", "sparsity_weight": 0.0},
     ),
     "lorahub": Method(
         title="LoraHub", paper="Huang et al. 2023, arXiv 2307.13269",
@@ -194,7 +195,8 @@ METHODS: dict[str, Method] = {
     ),
     "fusion": Method(
         title="AdapterFusion", paper="Pfeiffer et al. 2021, arXiv 2005.00247",
-        builder="pemt.methods.fusion:FusionModel.build", learning_rates=_USUAL, library="experts",
+        builder="pemt.methods.fusion:FusionModel.build", learning_rates=_rates(5e-4, 5e-4, 5e-4),
+        library="experts",
     ),
     "mixda": Method(
         title="MixDA", paper="Diao et al. 2023, arXiv 2306.05406",
@@ -234,7 +236,8 @@ METHODS: dict[str, Method] = {
         title="PEMT, task-level gates", **_PEMT, changes={"gate": "task"}
     ),
     "pemt-bottleneck": Method(
-        title="PEMT, bottleneck experts", **{**_PEMT, "library": "bottleneck"}
+        title="PEMT, bottleneck experts",
+        **{**_PEMT, "builder": "pemt.methods.pemt:build_bottleneck", "library": "bottleneck"},
     ),
 }  # fmt: skip
 

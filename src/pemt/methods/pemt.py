@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pemt.errors import ConfigError
 from pemt.methods.method import Setting
 from pemt.model import PemtModel
 from pemt.training.sourcing import outputs_of, start_prompt
@@ -22,3 +23,21 @@ def build(setting: Setting) -> PemtModel:
         outputs=outputs_of(task, base.backbone.family),
         backbone=base.backbone,
     )
+
+
+def build_bottleneck(setting: Setting) -> PemtModel:
+    """Stage 2 over bottleneck experts, the kind that the paper's figure draws.
+
+    Raises:
+        ConfigError: an expert of another kind.
+    """
+    others = [e.name for e in setting.experts if e.kind != "bottleneck"]
+    if others:
+        all_of = len(others) == len(setting.experts)
+        raise ConfigError(
+            f"{'All' if all_of else 'Some'} experts are LoRAs, and this method mixes bottleneck "
+            f"experts: {', '.join(others)}",
+            "train bottleneck experts into a library of their own (pemt train-source TASK LIBRARY "
+            "--source.kind bottleneck)" + ("" if all_of else ", or name the others with --experts"),
+        )
+    return build(setting)

@@ -54,9 +54,11 @@ class PemtConfig:
     """Stage 2: the mixture of frozen experts, the target prompt and the target adapter.
 
     Attributes:
-        gate: "example": one gate vector per example and layer; "task": from the prompt alone.
+        gate: "example": one gate vector per example and layer; "task": from the prompt alone;
+            "uniform": 1 / K for every expert, nothing to train.
         tau: gate temperature.
-        mixture: whether the experts' branches are there; without them the source prompts remain.
+        mixture: whether the experts' branches are there; without them the source prompts remain,
+            there are no gates, and no Task Sparsity Loss.
         prompt: first values of the target prompt: "description" or "random".
         prompt_fusion: "live", "init" (once, at the start) or "none" (no source prompts).
         prompt_scale: factor on the prompt attention's scores; 1 is the paper.
@@ -70,7 +72,7 @@ class PemtConfig:
         sparsity_averaging: "example" or "batch" (product of batch means).
     """
 
-    gate: Literal["example", "task"] = "example"
+    gate: Literal["example", "task", "uniform"] = "example"
     tau: float = 1.0
     mixture: bool = True
     prompt: Literal["description", "random"] = "description"

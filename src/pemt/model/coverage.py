@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pemt.backbones import Backbone, Site, linear_paths, linear_site
 from pemt.errors import BackboneError, ExpertError
+from pemt.nn import ExpertBank, ExpertTensors
 
 if TYPE_CHECKING:
-    from pemt.experts import Expert
+    import torch
+
+    from pemt.experts import Expert, ExpertLayer
 
 
 def expert_sites(
@@ -64,3 +67,40 @@ def expert_sites(
     own = {site.path for site in downs}
     others = [p for p in linear_paths(base, backbone) if p in known and p not in own]
     return [linear_site(base, backbone, p, len(downs) + i) for i, p in enumerate(others)]
+
+
+def banks(
+    sites: Sequence[Site], experts: Sequence[Expert], default: torch.dtype
+) -> Iterator[tuple[Site, ExpertBank | None, list[int]]]:
+    """For each site the frozen experts that are there, stacked in the type of its linear map.
+
+    Args:
+        sites: of the base, checked by `expert_sites`.
+        experts: in gate-column order.
+        default: type of a bank beside a map whose weights are no floating point numbers.
+
+    Yields:
+        The site, its bank (None where no expert is) and which experts are in the bank, by number.
+    """
+    tables = [{layer.module: layer for layer in e.layers} for e in experts]
+    for site in sites:
+        here = [k for k, table in enumerate(tables) if site.path in table]
+        bank = None
+        if here:
+            branches = [tensors_of(experts[k], tables[k][site.path]) for k in here]
+            bank = ExpertBank(branches, dtype=floating(site.module, default))
+        yield site, bank, here
+
+
+def floating(down: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+    """The type that a linear map computes in: its weight's, or `default` for quantised ones."""
+    dtype: torch.dtype | None = getattr(getattr(down, "weight", None), "dtype", None)
+    return dtype if dtype is not None and dtype.is_floating_point else default
+
+
+def tensors_of(expert: Expert, layer: ExpertLayer) -> ExpertTensors:
+    """What one layer of an expert computes."""
+    return ExpertTensors(
+        A=layer.A, B=layer.B, scale=layer.scale, a=layer.a, b=layer.b,
+        activation=expert.activation if expert.kind == "bottleneck" else None,
+    )  # fmt: skip

@@ -13,15 +13,9 @@ from pemt.backbones import Backbone, Site
 from pemt.errors import ConfigError
 from pemt.model.adapted import AdaptedModel
 from pemt.model.config import PemtConfig
-from pemt.model.coverage import expert_sites
-from pemt.nn import (
-    CorrelationPrompt,
-    ExpertBank,
-    ExpertTensors,
-    MixtureLayer,
-    PromptGate,
-    TargetAdapter,
-)
+from pemt.model.coverage import banks, expert_sites
+from pemt.nn import CorrelationPrompt, MixtureLayer, PromptGate, TargetAdapter, UniformGate
+from pemt.nn.mixture import GateInput
 
 if TYPE_CHECKING:
     from pemt.bases import Base
@@ -33,7 +27,8 @@ class PemtModel(AdaptedModel):
 
     Every down projection is wrapped: it has the target adapter and the Task Sparsity Loss. Each
     other linear map that at least one expert is beside is wrapped too, with a bank and a gate of
-    its own. `sites` and the gates list the down projections first, then the others.
+    its own. `sites` and the gates list the down projections first, then the others. Without a
+    mixture (`config.mixture`) no layer has a bank or a gate: the experts give their prompts alone.
 
     Args:
         base: a transformers model of a described type.
@@ -71,13 +66,17 @@ class PemtModel(AdaptedModel):
     ) -> None:
         self.pemt_config = config
         self.experts = tuple(experts)
-        self.sites += expert_sites(
+        others = expert_sites(
             base, self.backbone, self.base_fingerprint(), self.sites, self.experts
         )
+        mixed: Sequence[Expert] = ()
+        if config.mixture:
+            self.sites += others
+            self.sparsity_weight = config.sparsity_weight
+            mixed = self.experts
         self._check_prompt(prompt)
-        self.sparsity_weight = config.sparsity_weight
         self.sparsity_all_tokens = config.sparsity_tokens == "all"
-        self.task_gates = config.gate == "task"
+        self.task_gates = config.gate == "task" and config.mixture
         device = base.device
         sources = [e.prompt.to(device) for e in self.experts if len(e.prompt)]
         self.correlation_prompt = CorrelationPrompt(
@@ -89,33 +88,23 @@ class PemtModel(AdaptedModel):
         ).to(device)
         if config.train_norms:
             self.train_norms()
-        tables = [{layer.module: layer for layer in e.layers} for e in self.experts]
         self.mixtures: list[MixtureLayer] = []
-        for site in self.sites:
-            down = site.module
-            dtype = _floating(down, base.dtype)
-            here = [k for k, table in enumerate(tables) if site.path in table]
-            bank = gate = adapter = None
-            from_encoder = self.family == "encoder-decoder" and site.stack == "decoder"
-            if here:
-                branches = [_tensors(self.experts[k], tables[k][site.path]) for k in here]
-                bank = ExpertBank(branches, dtype=dtype)
-                narrow = from_encoder or self.task_gates
-                gate_width = self.width if narrow else site.hidden
-                gate = PromptGate(gate_width, len(experts), tau=config.tau)
+        for site, bank, here in banks(self.sites, mixed, base.dtype):
+            gate, gate_input = (None, None) if bank is None else self._gate(site)
+            adapter = None
             if config.target_adapter and site.is_down:
                 adapter = TargetAdapter(
                     site.width, reduction=config.reduction, activation=config.activation
                 )
             layer = MixtureLayer(
-                down,
+                site.module,
                 bank,
                 gate,
                 adapter,
                 self.slot,
                 index=site.index,
                 stack=site.stack,
-                gate_input="task" if self.task_gates else "summary" if from_encoder else "hidden",
+                gate_input=gate_input or "none",
                 averaging=config.sparsity_averaging,
                 present=None if len(here) == len(experts) else here,
                 sparsity=site.is_down,
@@ -123,8 +112,19 @@ class PemtModel(AdaptedModel):
             self.replace(site.parent, site.attribute, layer)
             self.mixtures.append(layer)
 
+    def _gate(self, site: Site) -> tuple[PromptGate | UniformGate, GateInput]:
+        """A site's gate and what it reads."""
+        count, tau, kind = len(self.experts), self.pemt_config.tau, self.pemt_config.gate
+        if kind == "uniform":
+            return UniformGate(count), "none"
+        if kind == "task":
+            return PromptGate(self.width, count, tau=tau), "task"
+        if self.family == "encoder-decoder" and site.stack == "decoder":
+            return PromptGate(self.width, count, tau=tau), "summary"
+        return PromptGate(site.hidden, count, tau=tau), "hidden"
+
     def gated_sites(self) -> list[Site]:
-        """The sites that at least one expert is beside: down projections first."""
+        """The sites that at least one expert is beside, down projections first; maybe none."""
         pairs = zip(self.sites, self.mixtures, strict=True)
         return [site for site, layer in pairs if layer.gate is not None]
 
@@ -146,13 +146,7 @@ class PemtModel(AdaptedModel):
     def parameter_counts(self) -> tuple[int, int]:
         """(trained, all of the base and what was added, frozen experts and prompts included)."""
         trained, total = super().parameter_counts()
-        frozen = sum(
-            t.numel()
-            for m in self.mixtures
-            if m.bank is not None
-            for t in (m.bank.A, m.bank.B, m.bank.a, m.bank.b)
-            if t is not None
-        )
+        frozen = sum(m.bank.size for m in self.mixtures if m.bank is not None)
         return trained, total + frozen + sum(e.prompt.numel() for e in self.experts)
 
     def save_pretrained(
@@ -199,25 +193,14 @@ class PemtModel(AdaptedModel):
     def gates(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The gates that these inputs get, `[layers, B, K]`, float32; `gated_sites` says of which.
 
-        Encoder-decoder: the decoder's gates do not depend on what is decoded.
+        Encoder-decoder: the decoder's gates do not depend on what is decoded. Without a mixture
+        there are no layers with gates: `[0, B, K]`.
         """
+        if not self.gated_sites():
+            return torch.empty(0, len(input_ids), len(self.experts))
         extra: dict[str, Tensor] = {}
         if self.family == "encoder-decoder":
             start = self.base.config.decoder_start_token_id
             extra["decoder_input_ids"] = input_ids.new_full((len(input_ids), 1), start)
         output = self(input_ids, attention_mask, output_gates=True, **extra)
         return torch.stack([g.float() for g in output.gates])
-
-
-def _floating(down: torch.nn.Module, default: torch.dtype) -> torch.dtype:
-    weight = getattr(down, "weight", None)
-    if isinstance(weight, Tensor) and weight.is_floating_point():
-        return weight.dtype
-    return default
-
-
-def _tensors(expert: Expert, layer: Any) -> ExpertTensors:
-    return ExpertTensors(
-        A=layer.A, B=layer.B, scale=layer.scale, a=layer.a, b=layer.b,
-        activation=expert.activation if expert.kind == "bottleneck" else None,
-    )  # fmt: skip

@@ -7,7 +7,7 @@ width, F feed-forward width, K experts, R expert rank.
 from pemt.nn.adapter import TargetAdapter
 from pemt.nn.context import ForwardContext, Slot, bridge_summary, combine_loss, enter_backward
 from pemt.nn.experts import BottleneckBranch, ExpertBank, ExpertTensors, LoraBranch, ParallelExpert
-from pemt.nn.gate import PromptGate, prompt_mean
+from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
 from pemt.nn.head import TaskHead
 from pemt.nn.mixture import MixtureLayer
 from pemt.nn.norm import TrainedNorm
@@ -32,6 +32,7 @@ __all__ = [
     "TaskPrompt",
     "TrainedNorm",
     "TrainedWeights",
+    "UniformGate",
     "WrappedLinear",
     "bridge_summary",
     "combine_loss",

@@ -211,6 +211,11 @@ class ExpertBank(nn.Module):
         """C, the sum of the ranks."""
         return self.A.shape[0]
 
+    @property
+    def size(self) -> int:
+        """How many numbers the experts are: A, B and the biases of all."""
+        return sum(t.numel() for t in (self.A, self.B, self.a, self.b) if t is not None)
+
     def hidden_of(self, x: Tensor) -> Tensor:
         """`z = act(A x + a)` of all experts: `[..., F]` -> `[..., C]`."""
         z = F.linear(x, self.A, self.a)
@@ -234,12 +239,32 @@ class ExpertBank(nn.Module):
         return gates.repeat_interleave(self.repeats, -1, output_size=self.columns)
 
     def mix(self, z: Tensor, gates: Tensor) -> Tensor:
-        """`sum_k g_k e_k` without any e_k: z `[B, .., C]`, gates `[B, K]` -> `[B, .., D]`."""
+        """`sum_k g_k e_k` without any e_k: z `[B, .., C]` -> `[B, .., D]`.
+
+        Args:
+            z: what `hidden_of` gave.
+            gates: `[B, K]`, one vector for all tokens of a row, or `[B, .., K]`, one per token.
+        """
         mixed = F.linear(z * _over_tokens(self._columns_of(gates).to(z.dtype), z), self.B)
         if self.b is not None:
             ordered = gates if self.sorted else gates.index_select(-1, self.order)
             mixed = mixed + _over_tokens(ordered.to(z.dtype) @ self.b, z)
         return mixed
+
+    def dots(self, y: Tensor, z: Tensor) -> Tensor:
+        """`<y, e_k> = (B_k^T y) . z_k + <y, b_k>` of every token, without any e_k.
+
+        y `[.., D]`, z `[.., C]` -> `[.., K]`, float32.
+        """
+        products = (y @ self.B).float() * z.float()  # [.., C]
+        parts = []
+        for group in self.groups:
+            columns = products[..., group.start : group.stop]
+            parts.append(columns.reshape(*y.shape[:-1], len(group.members), group.rank).sum(-1))
+        dots = torch.cat(parts, -1)
+        if self.b is not None:
+            dots = dots + (y @ self.b.T).float()
+        return dots if self.sorted else dots.index_select(-1, self.inverse)
 
     def cosines(self, y: Tensor, z: Tensor, eps: float = 1e-8) -> Tensor:
         """cos(y, e_k) of every token: y `[B, T, D]`, z `[B, T, C]` -> `[B, T, K]`, float32.
@@ -275,7 +300,9 @@ class ExpertBank(nn.Module):
 
 
 def _over_tokens(rows: Tensor, z: Tensor) -> Tensor:
-    """One vector per row of the batch, `[B, N]`, shaped to meet every token of z `[B, .., C]`."""
+    """Vectors `[B, N]`, shaped to meet every token of z `[B, .., C]`; `[B, .., N]` as they are."""
+    if rows.ndim == z.ndim:
+        return rows
     return rows.reshape(rows.shape[0], *[1] * (z.ndim - 2), rows.shape[-1])
 
 

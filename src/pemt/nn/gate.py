@@ -32,3 +32,19 @@ class PromptGate(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """`[B, width]` -> gates `[B, K]`, float32, rows sum to 1."""
         return torch.softmax(u.float() @ self.weight / self.tau, dim=-1)
+
+
+class UniformGate(nn.Module):
+    """`g = 1 / K` for every expert, always: the gate of a mixture that does not choose.
+
+    Args:
+        experts: K.
+    """
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Anything with a row per example, `[B, ..]` -> gates `[B, K]`, float32."""
+        return x.new_full((len(x), self.experts), 1 / self.experts, dtype=torch.float32)

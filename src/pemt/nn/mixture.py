@@ -12,11 +12,11 @@ from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
 from pemt.nn.experts import ExpertBank
-from pemt.nn.gate import PromptGate, prompt_mean
+from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
 from pemt.nn.sparsity import Averaging, task_sparsity
 from pemt.nn.wrapped import WrappedLinear
 
-GateInput = Literal["hidden", "summary", "task"]
+GateInput = Literal["hidden", "summary", "task", "none"]
 
 
 class MixtureLayer(WrappedLinear):
@@ -31,14 +31,14 @@ class MixtureLayer(WrappedLinear):
     Args:
         down: the base's frozen linear map, `[B, .., F]` -> `[B, .., D]`.
         bank: the frozen experts that are here; None where there is none.
-        gate: over all K experts, of width F ("hidden") or the model's D ("summary", "task"); None
-            without a bank.
+        gate: over all K experts, of width F ("hidden") or the model's D ("summary", "task"), or a
+            uniform one ("none"); None without a bank.
         adapter: the target adapter, or None.
         slot: of the model; while it is empty, the linear map answers alone.
         index: of this layer among all wrapped ones, see `pemt.backbones.Site`.
         stack: "encoder" or "decoder": whose token weights the loss uses.
         gate_input: "hidden": this layer's own x; "summary": the encoder's final output; "task": the
-            prompt alone.
+            prompt alone; "none": no input, for a uniform gate.
         averaging: of the Task Sparsity Loss.
         present: gate columns of the bank's experts; None: all, in order.
         sparsity: whether the Task Sparsity Loss is made here.
@@ -53,7 +53,7 @@ class MixtureLayer(WrappedLinear):
         self,
         down: nn.Module,
         bank: ExpertBank | None,
-        gate: PromptGate | None,
+        gate: PromptGate | UniformGate | None,
         adapter: TargetAdapter | None,
         slot: Slot,
         *,
@@ -95,13 +95,15 @@ class MixtureLayer(WrappedLinear):
         kept = context.gates.get(self.index)
         if context.reuse_gates and kept is not None:
             return _rows(kept, rows)
-        if self.gate_input == "hidden":
+        if self.gate_input == "none":
+            gates: Tensor = self.gate(x)
+        elif self.gate_input == "hidden":
             if x.ndim != 3:
                 raise ConfigError(
                     f"A layer that finds its gates in its own input got {tuple(x.shape)}",
                     "it takes [B, T, F]; use gate='task' on a base that flattens its batch",
                 )
-            gates: Tensor = self.gate(prompt_mean(x, context.prompt_start, context.prompt_length))
+            gates = self.gate(prompt_mean(x, context.prompt_start, context.prompt_length))
         else:
             summary = context.summary if self.gate_input == "summary" else context.task_summary
             assert summary is not None, "the model sets the gate input before the layers run"

@@ -251,7 +251,7 @@ def mean_gates(
     settings: TrainSettings,
 ) -> torch.Tensor | None:
     """Mean gates over examples, `[layers, K]`; None for a model without gates."""
-    if not isinstance(model, PemtModel) or not examples:
+    if not isinstance(model, PemtModel) or not examples or not model.gated_sites():
         return None
     encoded = encode_prompts_only(
         examples,
