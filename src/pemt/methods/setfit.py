@@ -1,18 +1,19 @@
 """SetFit (Tunstall et al. 2022, arXiv 2209.11055), by its own library.
 
-Pairs of training texts tune a sentence encoder: `(cos(f(a), f(b)) - [same label])^2`. Then a logistic
-regression is fitted on the embeddings of the training texts:
+Pairs of training texts tune a sentence encoder: `(cos(f(a), f(b)) - [same label])^2`. Then a
+logistic regression is fitted on the embeddings of the training texts:
 
-text -> copy of the base -> pooling -> `[B, D]` -> (normalised, where the base is so) -> head `[B, C]`
+text -> copy of the base -> pooling `[B, D]` -> (normalised, where the base is so) -> head `[B, C]`
 
-All of the library's defaults are kept: one epoch over the pairs, batches of 16, learning rate 2e-5.
-The validation rows are not used: nothing is chosen.
+The library's defaults are kept: one epoch over the pairs (up to a limit), batches of 16, learning
+rate 2e-5. The validation rows are not used: nothing is chosen.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 import warnings
 from collections import Counter
@@ -34,8 +35,9 @@ from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import outputs_of, some
 
 BATCH, RATE = 16, 2e-5
-TOKENS = 100_000
-"""Tokens of text that tune the encoder at most."""
+TOKENS = 35_000
+"""Tokens of text that tune the encoder, where an epoch over the pairs takes more: about a minute on
+one core with MiniLM. Long texts get more, see `_steps`."""
 PAIRED = 1000
 """Rows that pairs are drawn from at most: the library lists all pairs before it draws."""
 
@@ -74,7 +76,7 @@ class SetFitModel(AdaptedModel):
         return model
 
     def _fill_head(self, fitted: Any, classes: int) -> None:
-        """scikit-learn's `[1 or C', D]` as a linear map to all C classes; the unseen ones get -30."""
+        """scikit-learn's `[1 or C', D]` as a linear map to all C classes; unseen ones get -30."""
         self.head = TaskHead(fitted.coef_.shape[1], classes).to(self.device)
         weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
         if len(weight) == 1:  # of two classes the first has logit 0
@@ -176,7 +178,7 @@ def sentence_encoder(base: Base, limit: int, folder: Path, notes: dict[str, Any]
 
 
 def _published(base: Base, path: str) -> bytes | None:
-    """A file that sentence-transformers wrote beside the base's weights, if it is on this machine."""
+    """A file that sentence-transformers wrote beside the base's weights, if this machine has it."""
     from huggingface_hub import try_to_load_from_cache
 
     from pemt import assets
@@ -195,20 +197,26 @@ def _published(base: Base, path: str) -> bytes | None:
 
 
 def _steps(setting: Setting, limits: dict[str, Any]) -> int:
-    """Optimiser steps: one epoch over the library's pairs, or as many as `TOKENS` allow."""
+    """Optimiser steps: one epoch over the library's pairs, or as many as `TOKENS` allow.
+
+    Pairs grow with the square of the rows, so an epoch can take very long. The limit never leaves
+    fewer passes of a text than the default epochs that other methods train for.
+    """
     rows = _paired(setting)
     counts = list(Counter(e.label for e in rows).values())
     same = sum(n * (n + 1) // 2 for n in counts)
     different = (len(rows) ** 2 - sum(n * n for n in counts)) // 2
-    epoch = -(-2 * max(same, different) // BATCH)
+    epoch = math.ceil(2 * max(same, different) / BATCH)
     encoded = encode_prompts_only(
         rows, setting.task, setting.base.tokenizer, "encoder-only", **limits
     )
     tokens = sum(len(e["input_ids"]) for e in encoded) / len(encoded)  # type: ignore[arg-type]
-    steps = min(epoch, max(1, int(TOKENS / (2 * BATCH * tokens))))
+    as_others = math.ceil(TrainSettings().epochs * len(rows) / (2 * BATCH))
+    limit = max(int(TOKENS / (2 * BATCH * tokens)), as_others)
+    steps = min(epoch, limit)
     setting.notes.update(
-        steps=steps, steps_of_an_epoch=epoch, paired_rows=len(rows),
-        step_limit=f"{TOKENS:,} tokens of text", validation="not used",
+        steps=steps, steps_of_an_epoch=epoch, step_limit=limit, paired_rows=len(rows),
+        validation="not used",
     )  # fmt: skip
     return steps
 
@@ -245,8 +253,6 @@ def _freeze_unused(body: Any, base: Base) -> None:
     with torch.enable_grad():
         made = body({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         weights = list(body.parameters())
-        reached = torch.autograd.grad(
-            made["sentence_embedding"].sum(), weights, allow_unused=True
-        )
+        reached = torch.autograd.grad(made["sentence_embedding"].sum(), weights, allow_unused=True)
     for weight, gradient in zip(weights, reached, strict=True):
         weight.requires_grad_(gradient is not None)
