@@ -66,7 +66,8 @@ def test_build_train_answer_detach(setting, method, name):
     assert 0 <= metrics["accuracy"] <= 1
     assert len(predictions.values) == len(given.validation)
     trained, total = model.parameter_counts()
-    assert 0 < trained <= total
+    assert trained > 0 or not METHODS[method].trains
+    assert trained <= total
     assert tiny.snapshot(base.model) != before
     model.detach()
     assert tiny.snapshot(base.model) == before
