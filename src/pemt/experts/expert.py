@@ -30,8 +30,8 @@ from pemt.errors import ConfigError, ExpertError, UnknownNameError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# 2 added coverage and origin, 3 the kind "prompt". An expert that needs none of them is still written
-# as 1, byte for byte as before, so that what reads version 1 goes on reading it.
+# 2 added coverage and origin, 3 the kind "prompt". An expert that needs none of them is still
+# written as 1, byte for byte as before, so that what reads version 1 goes on reading it.
 FORMAT_VERSION = 3
 Coverage = Literal["down", "linear"]
 ExpertKind = Literal["lora", "bottleneck", "prompt"]

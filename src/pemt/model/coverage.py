@@ -29,8 +29,9 @@ def expert_sites(
         whatever else the experts cover.
 
     Raises:
-        ExpertError: a prompt, which has no branches; an expert of another base, of other widths, with a branch at a place the base
-            does not have, or without one of the down projections it is said to cover.
+        ExpertError: a prompt, which has no branches; an expert of another base, of other widths,
+            with a branch at a place the base does not have, or without one of the down projections
+            it is said to cover.
     """
     known = {site.path: site for site in downs}
     for expert in experts:
