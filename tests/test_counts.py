@@ -17,6 +17,11 @@ from pemt.experts import Expert, ExpertInfo, ExpertLayer
 from pemt.methods import METHODS, Setting
 from pemt.methods.method import FAMILIES
 from pemt.model import AdaptedModel, PemtConfig, PemtModel, SourceModel
+from pemt.backbones import describe
+from pemt.bases import Base
+from pemt.experts import Expert, ExpertInfo, ExpertLayer, PromptFactors
+from pemt.methods import METHODS, Setting
+from pemt.model import AdaptedModel, PemtConfig, PemtModel, SourceConfig, SourceModel
 from pemt.nn import PromptGate, TargetAdapter, TaskPrompt, TrainedNorm
 from tests import tiny
 
@@ -225,3 +230,56 @@ def test_the_other_loras():
     for rank in (8, 32):
         count = 36 * 2 * rank * (WIDTH + WIDTH)
         assert f"{count:,}" in PAGE.read_text(encoding="utf-8")
+def source_prompts(rows=100) -> list[Expert]:
+    """Six of 100 rows, as if tuned together."""
+    made = []
+    for k in range(SOURCES):
+        info = ExpertInfo(
+            name=f"p{k}", kind="prompt", task=f"p{k}", base="t5-base",
+            base_family="encoder-decoder", base_fingerprint="0" * 64,
+            tokenizer_fingerprint="none", width=WIDTH, hidden=3072, rank=0, alpha=0.0,
+        )  # fmt: skip
+        factors = PromptFactors(
+            shared=torch.zeros(rows, WIDTH), u=torch.ones(rows), v=torch.ones(WIDTH)
+        )
+        made.append(
+            Expert(
+                name=info.name, kind="prompt", activation=None, layers=(), head={}, info=info,
+                prompt=factors.prompt(), factors=factors,
+            )
+        )  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(
+    ("method", "published", "exact"),
+    [
+        ("prompt-tuning", "76.8 K", 76_800),
+        ("mpt", "77.6 K", 76_800 + 100 + 768),
+        ("attempt", "232 K", 76_800 + 2 * 76_800 + 1_536),
+    ],
+)
+def test_methods_that_tune_prompts_train_as_much_as_published(
+    tmp_path, monkeypatch, method, published, exact
+):
+    """100 rows of T5-base: MPT adds u and v, ATTEMPT two maps of rank 100 and a layer norm."""
+    monkeypatch.setattr("pemt.methods.source_prompts.fingerprint", lambda *_: "0" * 64)
+    base = Base(t5_base(), None, describe("t5"), "t5-base")
+    setting = Setting(
+        base=base, task=tiny.task(tmp_path), experts=source_prompts(), train=[], validation=[],
+        config=PemtConfig(),
+    )  # fmt: skip
+    model = METHODS[method].build(setting)
+    trained, total = model.parameter_counts()
+    assert trained == exact
+    number, unit = published.split()
+    assert unit == "K"
+    assert abs(trained / 1000 - float(number)) < (0.1 if "." in number else 1)
+    frozen = SOURCES * 76_800 if method == "attempt" else 0
+    assert total == BASE + trained + frozen
+
+
+def test_a_source_prompt():
+    prompt = torch.empty(100, WIDTH, device="meta")
+    model = SourceModel(t5_base(), SourceConfig(kind="prompt"), prompt=prompt)
+    assert model.parameter_counts() == (76_800, BASE + 76_800)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -29,7 +30,7 @@ from transformers import (
 
 from pemt.backbones import describe, down_projections, fingerprint
 from pemt.bases import Base
-from pemt.experts import Expert, ExpertInfo, ExpertLayer
+from pemt.experts import Expert, ExpertInfo, ExpertLayer, PromptFactors
 from pemt.model import PemtConfig, PemtModel, SourceConfig, SourceModel
 from pemt.tasks import Splits, Task, load_examples, official_splits
 from pemt.training import TrainSettings
@@ -115,8 +116,37 @@ def info(model, name: str, *, kind: str = "lora", rank: int = 4, alpha: float = 
 
 def library_for(method, base) -> list[Expert]:
     """Two experts of the kind a method takes from its library."""
+    if method.library in ("prompts", "shared-prompts"):
+        together = method.library == "shared-prompts"
+        return [source_prompt(base.model, n, seed=i, together=together) for i, n in enumerate("ab")]
     kind = "bottleneck" if method.library == "bottleneck" else "lora"
     return [expert(base.model, n, seed=i, kind=kind) for i, n in enumerate("ab", 1)]
+
+
+def source_prompt(model, name: str, *, rows: int = 4, seed: int = 1, together: bool = False):
+    """A random prompt tuned on a source; `together`: with factors of the shared one, as MPT's."""
+    made = info(model, name, kind="prompt", rank=0, alpha=0.0)
+    draw = torch.Generator().manual_seed(seed)
+    prompt, factors = torch.randn(rows, made.width, generator=draw), None
+    if together:
+        shared = torch.randn(rows, made.width, generator=torch.Generator().manual_seed(99))
+        u, v = (1 + 0.3 * torch.randn(n, generator=draw) for n in (rows, made.width))
+        factors = PromptFactors(shared=shared, u=u, v=v)
+        prompt = factors.prompt()
+    return Expert(
+        name=name, kind="prompt", activation=None, layers=(), prompt=prompt, head={}, info=made,
+        factors=factors,
+    )  # fmt: skip
+
+
+def with_head(given: Expert, outputs: int, seed: int = 0) -> Expert:
+    """The same expert with a random head."""
+    draw = torch.Generator().manual_seed(seed)
+    head = {
+        "weight": torch.randn(outputs, given.info.width, generator=draw),
+        "bias": torch.randn(outputs, generator=draw),
+    }
+    return dataclasses.replace(given, head=head)
 
 
 def expert(

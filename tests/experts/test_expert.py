@@ -47,8 +47,8 @@ def test_missing_field_is_named():
 
 
 def test_newer_format_is_refused_even_with_fields_of_its_own():
-    with pytest.raises(ExpertError, match=r"format 3.*\n.*newer pemt"):
-        ExpertInfo.from_json({"format_version": 3, "something_new": 1})
+    with pytest.raises(ExpertError, match=r"format 4.*\n.*newer pemt"):
+        ExpertInfo.from_json({"format_version": 4, "something_new": 1})
 
 
 def test_an_unknown_coverage_is_refused():

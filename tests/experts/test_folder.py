@@ -238,9 +238,9 @@ def test_a_renamed_folder_is_refused(saved):
 def test_a_newer_format_is_refused(saved):
     path = saved / "expert.json"
     manifest = json.loads(path.read_text())
-    manifest["info"]["format_version"] = 3
+    manifest["info"]["format_version"] = 4
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ExpertError, match=r"expert\.json.*format 3"):
+    with pytest.raises(ExpertError, match=r"expert\.json.*format 4"):
         load_expert(saved)
 
 

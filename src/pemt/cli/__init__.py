@@ -24,11 +24,13 @@ def commands() -> dict[str, Any]:
     from pemt.cli.predict import predict
     from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
+    from pemt.cli.train_shared_prompt import train_shared_prompt
     from pemt.cli.train_source import train_source
 
     return {
         "demo": demo,
         "train-source": train_source,
+        "train-shared-prompt": train_shared_prompt,
         "adapt": adapt,
         "evaluate": evaluate,
         "predict": predict,

@@ -38,6 +38,9 @@ def train_source(
     a prompt started from the task's description. Run this once per source task; `pemt adapt` then
     mixes the experts for a new target task. A run that was killed goes on where it stopped.
 
+    With --source.kind prompt it tunes a prompt alone, which the methods spot, attempt and mpt take
+    (--source.prompt_tokens of them, 100 by default: keep those in a library of their own).
+
     Example: pemt train-source film_reviews experts --rows 6000 --source.rank 32
 
     Args:

@@ -8,6 +8,7 @@ from pemt.experts.expert import (
     ExpertInfo,
     ExpertKind,
     ExpertLayer,
+    PromptFactors,
     check_compatible,
     check_name,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "ExpertLayer",
     "ExpertLibrary",
     "HubLibrary",
+    "PromptFactors",
     "check_compatible",
     "check_name",
     "expert_from_peft",

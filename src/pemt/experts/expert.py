@@ -1,4 +1,4 @@
-"""An expert: low-rank branches beside linear maps of one frozen base.
+"""An expert: low-rank branches beside linear maps of one frozen base, or a tuned prompt alone.
 
     x [.., F] --+--> W_o (frozen) ---------------------------+--> [.., D]
                 |                                            |
@@ -8,6 +8,10 @@ One trained here is beside every feed-forward down projection; an imported LoRA 
 the base's linear maps, F and D then being that map's input and output width.
 It carries the prompt that described its task and where it came from. Its name is its identity: a
 gate column belongs to a name, never to a position in a folder listing.
+
+An expert of kind "prompt" has no branches: its prompt is all that was trained (prompt tuning,
+arXiv 2104.08691). One that was made together with others by MPT also holds the factors of its
+prompt, `prompt = shared * (u v^T)` (arXiv 2303.02861).
 
 Letters: D model width, F feed-forward width, R rank, P prompt length.
 """
@@ -26,11 +30,12 @@ from pemt.errors import ConfigError, ExpertError, UnknownNameError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# 2 added coverage and origin. An expert that needs neither is still written as 1, byte for byte as
-# before, so that what reads version 1 goes on reading it.
-FORMAT_VERSION = 2
+# 2 added coverage and origin, 3 the kind "prompt". An expert that needs none of them is still
+# written as 1, byte for byte as before, so that what reads version 1 goes on reading it.
+FORMAT_VERSION = 3
 Coverage = Literal["down", "linear"]
-ExpertKind = Literal["lora", "bottleneck"]
+ExpertKind = Literal["lora", "bottleneck", "prompt"]
+KINDS = ("lora", "bottleneck", "prompt")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # what expert.json may hold for a field, by the field's annotation
@@ -68,7 +73,7 @@ class ExpertInfo:
 
     Args:
         name: identity of the expert, equal to its folder's name.
-        kind: "lora" (linear) or "bottleneck" (with a non-linearity).
+        kind: "lora" (linear), "bottleneck" (with a non-linearity) or "prompt" (no branches).
         task: name of the source task.
         task_version: that task's version.
         description: the sentence the prompt was initialised from.
@@ -79,8 +84,8 @@ class ExpertInfo:
         tokenizer_fingerprint: hash of the tokenizer.
         width: model width D.
         hidden: feed-forward width F.
-        rank: rank R.
-        alpha: LoRA alpha; a branch is scaled by alpha / rank.
+        rank: rank R; 0 for a prompt.
+        alpha: LoRA alpha; a branch is scaled by alpha / rank. 0 for a prompt.
         fan_in_fan_out: True when the base's down projections store `[F, D]` (GPT-2's Conv1D).
         data_fingerprint: hash of the rows it was trained on.
         settings: the effective training settings.
@@ -127,21 +132,30 @@ class ExpertInfo:
     def __post_init__(self) -> None:
         check_name(self.name)
         needed = 2 if self.origin or self.coverage != "down" else 1
+        needed = 3 if self.kind == "prompt" else needed
         object.__setattr__(self, "format_version", needed)
         object.__setattr__(self, "label_words", tuple(self.label_words))
-        if self.kind not in ("lora", "bottleneck"):
+        if self.kind not in KINDS:
             raise ExpertError(
-                f"Expert {self.name!r} has kind {self.kind!r}.", "it is 'lora' or 'bottleneck'"
+                f"Expert {self.name!r} has kind {self.kind!r}.",
+                "it is 'lora', 'bottleneck' or 'prompt'",
             )
         if self.coverage not in ("down", "linear"):
             raise ExpertError(
                 f"Expert {self.name!r} has coverage {self.coverage!r}.", "it is 'down' or 'linear'"
             )
         for size in ("width", "hidden", "rank"):
+            if size == "rank" and self.kind == "prompt":
+                continue
             if getattr(self, size) < 1:
                 raise ExpertError(
                     f"Expert {self.name!r} has {size} {getattr(self, size)}.", "it is at least 1"
                 )
+        if self.kind == "prompt" and (self.rank, self.alpha) != (0, 0):
+            raise ExpertError(
+                f"Expert {self.name!r} is a prompt of rank {self.rank} and alpha {self.alpha}.",
+                "a prompt has no branches: both are 0",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, in declaration order; `from_json` takes them back."""
@@ -207,17 +221,37 @@ class ExpertLayer:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class PromptFactors:
+    """What MPT makes a source's prompt of: `prompt = shared * (u v^T)`, element by element.
+
+    Args:
+        shared: `[P, D]`, the same for all sources of one run.
+        u: `[P]`, this source's.
+        v: `[D]`, this source's.
+    """
+
+    shared: Tensor
+    u: Tensor
+    v: Tensor
+
+    def prompt(self) -> Tensor:
+        """The source's prompt, `[P, D]`."""
+        return self.shared * self.u.unsqueeze(1) * self.v
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Expert:
     """One trained expert, in memory.
 
     Args:
         name: its identity, equal to `info.name`.
-        kind: "lora" or "bottleneck".
-        activation: the bottleneck's non-linearity; None for LoRA.
-        layers: one for each linear map it is beside, in the base's order.
-        prompt: `[P, D]`; P = 0 without one.
+        kind: "lora", "bottleneck" or "prompt".
+        activation: the bottleneck's non-linearity; None for the others.
+        layers: one for each linear map it is beside, in the base's order; none for a prompt.
+        prompt: `[P, D]`; P = 0 without one, which a prompt expert cannot be.
         head: an encoder-only task's head by tensor name; empty without one.
         info: provenance.
+        factors: of a prompt that MPT made; None for all others.
 
     Raises:
         ExpertError: shapes, names or kinds that contradict each other.
@@ -230,6 +264,7 @@ class Expert:
     prompt: Tensor
     head: dict[str, Tensor]
     info: ExpertInfo
+    factors: PromptFactors | None = None
 
     def __post_init__(self) -> None:
         if (self.name, self.kind) != (self.info.name, self.info.kind):
@@ -240,14 +275,21 @@ class Expert:
         if (self.kind == "bottleneck") != (self.activation is not None):
             self._refuse(
                 f"is of kind {self.kind!r} with activation {self.activation!r}",
-                "a bottleneck needs one and a LoRA has none",
+                "a bottleneck needs one and the others have none",
             )
+        D, F = self.info.width, self.info.hidden
+        if self.prompt.ndim != 2 or self.prompt.shape[1] != D:
+            self._refuse(f"has a prompt of shape {list(self.prompt.shape)}", f"it is [P, {D}]")
+        if self.kind == "prompt":
+            self._check_prompt_alone()
+            return
+        if self.factors is not None:
+            self._refuse("has factors of a prompt", "only an expert of kind 'prompt' has them")
         modules = [layer.module for layer in self.layers]
         if not modules or len(set(modules)) != len(modules):
             self._refuse(
                 f"has layers {modules}", "there is at least one, and each module occurs once"
             )
-        D, F = self.info.width, self.info.hidden
         for layer in self.layers:
             if self.info.coverage == "down":
                 self._check_layer(layer, D, F)
@@ -255,8 +297,18 @@ class Expert:
                 A, B = layer.A, layer.B
                 own = (B.shape[0] if B.ndim else 0, A.shape[-1] if A.ndim else 0)
                 self._check_layer(layer, *own)
-        if self.prompt.ndim != 2 or self.prompt.shape[1] != D:
-            self._refuse(f"has a prompt of shape {list(self.prompt.shape)}", f"it is [P, {D}]")
+
+    def _check_prompt_alone(self) -> None:
+        if self.layers or not len(self.prompt):
+            self._refuse(
+                f"is a prompt of {len(self.prompt)} rows with {len(self.layers)} branches",
+                "it has at least one row and no branches",
+            )
+        P, D = self.prompt.shape
+        for name, shape in (("shared", [P, D]), ("u", [P]), ("v", [D])):
+            found = None if self.factors is None else list(getattr(self.factors, name).shape)
+            if found not in (None, shape):
+                self._refuse(f"has the factor {name} of shape {found}", f"it is {shape}")
 
     def _check_layer(self, layer: ExpertLayer, D: int, F: int) -> None:
         R = layer.A.shape[0] if layer.A.ndim == 2 else 0

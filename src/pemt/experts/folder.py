@@ -1,9 +1,9 @@
 """An expert as a folder: written all at once or not at all, read with every byte accounted for.
 
-    <name>/adapter_config.json        LoRA: what plain PEFT loads
+    <name>/adapter_config.json        LoRA, and a prompt for text to text: what plain PEFT loads
            adapter_model.safetensors
            bottleneck.safetensors     bottleneck: our own tensors instead of the two above
-           prompt.safetensors         the task description prompt, [P, D]
+           prompt.safetensors         the prompt, [P, D]; MPT's also its factors shared, u and v
            head.safetensors           an encoder-only task's head, if it has one
            expert.json                provenance, layers, sha256 of each file, hash over it all
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pemt.errors import ExpertError, PemtError
-from pemt.experts.expert import Expert, ExpertInfo, ExpertLayer
+from pemt.experts.expert import Expert, ExpertInfo, ExpertLayer, PromptFactors
 from pemt.experts.manifest import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -40,13 +40,17 @@ from pemt.experts.manifest import (
     read_manifest,
     readable,
     refuse,
+    required_files,
     sha256,
 )
 from pemt.experts.peft_format import lora_from_peft, lora_to_peft
+from pemt.experts.peft_prompt import prompt_from_peft, prompt_to_peft
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+_FACTORS = ("shared", "u", "v")
 
 # --- writing ------------------------------------------------------------------------------------
 
@@ -108,12 +112,16 @@ def _render(expert: Expert) -> tuple[ExpertInfo, dict[str, bytes]]:
     """Every file's bytes, the manifest last."""
     from safetensors.torch import save
 
-    stores: dict[str, Mapping[str, Tensor]] = {PROMPT: {"prompt": expert.prompt}}
+    prompt = {"prompt": expert.prompt}
+    if expert.factors is not None:
+        prompt |= {name: getattr(expert.factors, name) for name in _FACTORS}
+    stores: dict[str, Mapping[str, Tensor]] = {PROMPT: prompt}
     files: dict[str, bytes] = {}
-    if expert.kind == "lora":
-        config, stores[ADAPTER] = lora_to_peft(expert)
+    if ADAPTER_CONFIG in required_files(expert.info):
+        to_peft = lora_to_peft if expert.kind == "lora" else prompt_to_peft
+        config, stores[ADAPTER] = to_peft(expert)
         files[ADAPTER_CONFIG] = readable(config)
-    else:
+    if expert.kind == "bottleneck":
         stores[BOTTLENECK] = {
             f"{layer.module}.{letter}": getattr(layer, letter)
             for layer in expert.layers
@@ -240,6 +248,7 @@ def load_expert(folder: str | Path, *, verify: bool = True) -> Expert:
             prompt=stores[PROMPT]["prompt"],
             head=stores.get(HEAD, {}),
             info=info,
+            factors=_factors(stores[PROMPT]),
         )
     except PemtError as error:
         refuse(place, f"its parts contradict each other: {error.what}", error.fix)
@@ -280,6 +289,12 @@ def _layers(
     files: Mapping[str, bytes],
     stores: Mapping[str, Mapping[str, Tensor]],
 ) -> tuple[ExpertLayer, ...]:
+    if info.kind == "prompt":
+        if recorded:
+            raise ExpertError(f"{MANIFEST} lists branches of a prompt.", BROKEN)
+        if ADAPTER in stores:
+            prompt_from_peft(json.loads(files[ADAPTER_CONFIG]), stores[ADAPTER], stores[PROMPT])
+        return ()
     if info.kind == "bottleneck":
         own = stores[BOTTLENECK]
         return tuple(
@@ -303,6 +318,13 @@ def _layers(
         dataclasses.replace(layer, scale=y["scale"])
         for layer, y in zip(layers, recorded, strict=True)
     )
+
+
+def _factors(stored: Mapping[str, Tensor]) -> PromptFactors | None:
+    found = {name: stored[name] for name in _FACTORS if name in stored}
+    if set(stored) != {"prompt", *found} or len(found) not in (0, len(_FACTORS)):
+        raise ExpertError(f"{PROMPT} holds {sorted(stored)}.", BROKEN)
+    return PromptFactors(**found) if found else None
 
 
 # --- shared by both -----------------------------------------------------------------------------

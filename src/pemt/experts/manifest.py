@@ -29,7 +29,6 @@ BOTTLENECK = "bottleneck.safetensors"
 PROMPT = "prompt.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
-_REQUIRED = {"lora": {ADAPTER_CONFIG, ADAPTER, PROMPT}, "bottleneck": {BOTTLENECK, PROMPT}}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _SYSTEM_FILES = {".DS_Store", ".gitattributes", "desktop.ini", "Thumbs.db"}
 _PARTS: dict[str, type] = {"files": dict, "info": dict, "layers": list, "tensors": dict}
@@ -75,7 +74,7 @@ def read_manifest(place: Path) -> tuple[ExpertInfo, dict[str, Any]]:
 
 def check_listing(place: Path, info: ExpertInfo, recorded: Mapping[str, str]) -> None:
     """Nothing of ours missing or unexpected, no links, nothing that would have to be unpickled."""
-    required = _REQUIRED[info.kind]
+    required = required_files(info)
     if not required <= set(recorded) <= required | {HEAD}:
         refuse(place, f"{MANIFEST} lists {sorted(recorded)}", f"it lists {sorted(required)}")
     for path in sorted(place.rglob("*")):
@@ -87,6 +86,16 @@ def check_listing(place: Path, info: ExpertInfo, recorded: Mapping[str, str]) ->
         known = name in recorded or name in (MANIFEST, CARD, *_SYSTEM_FILES)
         if not known and not path.is_dir():
             refuse(place, f"{name} is not recorded in {MANIFEST}", "remove it")
+
+
+def required_files(info: ExpertInfo) -> set[str]:
+    """What the folder of such an expert holds beside the manifest and, perhaps, a head."""
+    if info.kind == "bottleneck":
+        return {BOTTLENECK, PROMPT}
+    if info.kind == "prompt" and info.base_family == "encoder-only":
+        # PEFT would put the prompt before the first special token: another model
+        return {PROMPT}
+    return {ADAPTER_CONFIG, ADAPTER, PROMPT}
 
 
 def may_hold_pickle(name: str) -> bool:

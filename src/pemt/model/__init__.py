@@ -9,7 +9,7 @@ from pemt._lazy import lazy
 if TYPE_CHECKING:
     from pemt.model.adapted import AdaptedModel, AdaptedOutput
     from pemt.model.config import PemtConfig, SourceConfig
-    from pemt.model.description import description_prompt, random_prompt
+    from pemt.model.description import description_prompt, random_prompt, vocabulary_prompt
     from pemt.model.pemt import PemtModel
     from pemt.model.source import SourceModel
 
@@ -24,6 +24,7 @@ __getattr__ = lazy(
         "SourceModel": "pemt.model.source",
         "description_prompt": "pemt.model.description",
         "random_prompt": "pemt.model.description",
+        "vocabulary_prompt": "pemt.model.description",
     },
 )
 
@@ -36,4 +37,5 @@ __all__ = [
     "SourceModel",
     "description_prompt",
     "random_prompt",
+    "vocabulary_prompt",
 ]

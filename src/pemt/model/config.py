@@ -21,28 +21,41 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Stage 1: one expert and its prompt.
+    """Stage 1: one expert and its prompt, or a source prompt alone.
 
     Attributes:
-        kind: "lora" or "bottleneck".
+        kind: "lora", "bottleneck", or "prompt": prompt tuning without branches, for the methods
+            that transfer prompts.
         rank: R; the paper uses 64.
         alpha: the LoRA's scale is alpha / rank.
         activation: of bottleneck experts.
         prompt: "description" (embeddings of the task's description), "random" (N(0, 1), what the
-            released code ends up with) or "none".
+            released code ends up with), "none"; or "vocabulary", which kind "prompt" always takes.
         kaiming_b: start B as the released code does instead of at zero.
+        prompt_tokens: P of kind "prompt"; a base with few positions wants fewer.
     """
 
-    kind: Literal["lora", "bottleneck"] = "lora"
+    kind: Literal["lora", "bottleneck", "prompt"] = "lora"
     rank: int = 64
     alpha: float = 64.0
     activation: str = "gelu_new"
-    prompt: Literal["description", "random", "none"] = "description"
+    prompt: Literal["description", "random", "none", "vocabulary"] = "description"
     kaiming_b: bool = False
+    prompt_tokens: int = 100
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank={self.rank}", "give a whole number of at least 1")
+        for name in ("rank", "prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}", "give a whole number of at least 1"
+                )
+        if self.kind == "prompt" and self.prompt == "description":  # the default of the others
+            object.__setattr__(self, "prompt", "vocabulary")
+        if (self.kind == "prompt") != (self.prompt == "vocabulary"):
+            raise ConfigError(
+                f"prompt={self.prompt!r} with kind={self.kind!r}",
+                "kind 'prompt' starts from 'vocabulary', and no other kind does",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -70,6 +83,8 @@ class PemtConfig:
         sparsity_weight: of the Task Sparsity Loss; 0 switches it off.
         sparsity_tokens: "text": real text and label positions; "all": every position.
         sparsity_averaging: "example" or "batch" (product of batch means).
+        prompt_tokens: rows that prompt tuning trains. PEMT's own prompt is as long as its
+            description, and methods that transfer prompts take the length of those.
     """
 
     gate: Literal["example", "task", "uniform"] = "example"
@@ -86,8 +101,13 @@ class PemtConfig:
     sparsity_weight: float = 0.1
     sparsity_tokens: Literal["text", "all"] = "text"
     sparsity_averaging: Literal["example", "batch"] = "example"
+    prompt_tokens: int = 100
 
     def __post_init__(self) -> None:
+        if self.prompt_tokens < 1:
+            raise ConfigError(
+                f"prompt_tokens={self.prompt_tokens}", "give a whole number of at least 1"
+            )
         if self.tau <= 0:
             raise ConfigError(f"tau={self.tau}", "give a number above 0")
         if self.sparsity_weight < 0:

@@ -32,8 +32,9 @@ def expert_sites(
         whatever else the experts cover.
 
     Raises:
-        ExpertError: an expert of another base, of other widths, with a branch at a place the base
-            does not have, or without one of the down projections it is said to cover.
+        ExpertError: a prompt, which has no branches; an expert of another base, of other widths,
+            with a branch at a place the base does not have, or without one of the down projections
+            it is said to cover.
     """
     known = {site.path: site for site in downs}
     for expert in experts:
@@ -42,6 +43,12 @@ def expert_sites(
                 f"Expert {expert.name!r} was made for the base {expert.info.base!r} "
                 f"({expert.info.base_fingerprint[:12]}), this base is {made[:12]}",
                 "train or import it for this base, or load the base it was made for",
+            )
+        if expert.kind == "prompt":
+            raise ExpertError(
+                f"Expert {expert.name!r} is a prompt: it has no branches to mix",
+                "take experts of kind lora or bottleneck (pemt train-source), or a method that "
+                "takes prompts: spot, attempt, mpt",
             )
         modules = [layer.module for layer in expert.layers]
         if expert.info.coverage == "down" and set(modules) != {site.path for site in downs}:

@@ -36,6 +36,8 @@ class AdaptedOutput(ModelOutput):  # type: ignore[misc]
         sparsity: the Task Sparsity Loss, mean over layers, unweighted and detached.
         gates: with `output_gates`: `[B, K]` per layer, encoder first.
         encoder_last_hidden_state: `[B, P+S, D]`, encoder-decoder only.
+        last_hidden_state: `[B, P+S, D]`, of whatever read the prompted text.
+        text_mask: `[B, P+S]`, 1 at its real text, 0 at prompt and padding.
     """
 
     loss: Tensor | None = None
@@ -44,6 +46,8 @@ class AdaptedOutput(ModelOutput):  # type: ignore[misc]
     sparsity: Tensor | None = None
     gates: tuple[Tensor, ...] | None = None
     encoder_last_hidden_state: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    text_mask: Tensor | None = None
 
 
 class PromptedModel(AttachedModel):
@@ -53,13 +57,31 @@ class PromptedModel(AttachedModel):
         """The prompt `[P, D]` put into the input, or None."""
         return None
 
+    def prompt_for(self, embedded: Tensor, text: Tensor) -> Tensor | None:
+        """The prompt of each example: by default the one that all share.
+
+        Args:
+            embedded: `[B, S, D]` the text's input embeddings.
+            text: `[B, S]`, 1 at what is known of an example before it is answered: padding is 0,
+                and so is the answer that a decoder-only model is trained on.
+
+        Returns:
+            `[P, D]`, or `[B, P, D]` with P the length of `prompt()`, or None.
+        """
+        del embedded, text
+        return self.prompt()
+
     def _embed(self, input_ids: Tensor) -> Tensor:
         owner = self.base.get_encoder() if self.family == "encoder-decoder" else self.base
         embedded: Tensor = owner.get_input_embeddings()(input_ids)
         return embedded
 
     def _prompted(
-        self, input_ids: Tensor, attention_mask: Tensor | None, context: ForwardContext
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        context: ForwardContext,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Input embeddings, attention mask and text mask with the prompt in place.
 
@@ -74,8 +96,11 @@ class PromptedModel(AttachedModel):
             order = torch.argsort(mask, dim=1, descending=True, stable=True)
             input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
         embedded = self._embed(input_ids)
-        prompt = None if self._disabled else self.prompt()
-        used = 0 if prompt is None else len(prompt)
+        asked = mask
+        if self.family == "decoder-only" and labels is not None:
+            asked = mask * (labels == -100)
+        prompt = None if self._disabled else self.prompt_for(embedded, asked)
+        used = 0 if prompt is None else prompt.shape[-2]
         limit = max_positions(self.base.config, self.backbone)
         length = used + input_ids.shape[1]
         if limit is not None and length > limit:
@@ -88,9 +113,9 @@ class PromptedModel(AttachedModel):
             return embedded, mask, mask
         rows = embedded.shape[0]
         start = 1 if self.family == "encoder-only" else 0
-        context.prompt_start, context.prompt_length = start, len(prompt)
+        context.prompt_start, context.prompt_length = start, used
         inserted = prompt.to(embedded.dtype).expand(rows, -1, -1)
-        ones = mask.new_ones(rows, len(prompt))
+        ones = mask.new_ones(rows, used)
         embedded = torch.cat([embedded[:, :start], inserted, embedded[:, start:]], 1)
         text = torch.cat([mask[:, :start], torch.zeros_like(ones), mask[:, start:]], 1)
         mask = torch.cat([mask[:, :start], ones, mask[:, start:]], 1)
@@ -164,13 +189,17 @@ class PromptedModel(AttachedModel):
         decoder_input_ids: Tensor | None,
         context: ForwardContext,
     ) -> AdaptedOutput:
-        embedded, mask, text = self._prompted(input_ids, attention_mask, context)
+        embedded, mask, text = self._prompted(input_ids, attention_mask, context, labels)
         every = self.sparsity_all_tokens
         context.token_weights["encoder"] = None if every else text
         if self.family == "encoder-only":
             assert self.head is not None
             hidden = self.base(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
-            return AdaptedOutput(logits=self.head(TaskHead.pool(hidden, text)))
+            return AdaptedOutput(
+                logits=self.head(TaskHead.pool(hidden, text)),
+                last_hidden_state=hidden,
+                text_mask=text,
+            )
         if self.family == "decoder-only":
             context.token_weights["decoder"] = None if every else text
             keep = 0 if labels is None else _label_columns(labels)
@@ -180,7 +209,11 @@ class PromptedModel(AttachedModel):
                 position_ids=text_positions(mask),
                 use_cache=False,
             ).last_hidden_state
-            return AdaptedOutput(logits=self._logits(hidden, keep or input_ids.shape[1]))
+            return AdaptedOutput(
+                logits=self._logits(hidden, keep or input_ids.shape[1]),
+                last_hidden_state=hidden,
+                text_mask=text,
+            )
         hidden = self._encode(embedded, mask, context)
         if labels is not None:
             context.token_weights["decoder"] = None if every else (labels != -100)
@@ -199,7 +232,12 @@ class PromptedModel(AttachedModel):
             decoder_input_ids=decoder_input_ids,
             use_cache=False,
         ).logits
-        return AdaptedOutput(logits=logits, encoder_last_hidden_state=hidden)
+        return AdaptedOutput(
+            logits=logits,
+            encoder_last_hidden_state=hidden,
+            last_hidden_state=hidden,
+            text_mask=text,
+        )
 
     def _logits(self, hidden: Tensor, keep: int) -> Tensor:
         """Logits of the last `keep` columns: `[B, T, D]` -> `[B, keep, V]`, decoder-only.

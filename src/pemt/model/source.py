@@ -1,4 +1,4 @@
-"""Stage 1: one expert and its prompt, trained on one source task."""
+"""Stage 1: one expert and its prompt, or a prompt alone, trained on one source task."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class SourceModel(AdaptedModel):
     """A frozen base with one trainable branch beside every down projection, and a prompt.
+
+    Of kind "prompt" there are no branches: that is prompt tuning (arXiv 2104.08691).
 
     Args:
         base: a transformers model of a described type.
@@ -57,8 +59,11 @@ class SourceModel(AdaptedModel):
             if prompt is not None:
                 self._check_prompt(prompt)
             self.task_prompt = None if prompt is None else TaskPrompt(prompt.to(base.device))
+            if config.kind == "prompt":
+                self._check_prompt_fits(config, places)
+                self.sites = []
             ranks = [(config.rank, config.alpha)] * len(self.sites)
-            if places is not None:
+            if places is not None and config.kind != "prompt":
                 others = expert_sites(
                     base, self.backbone, self.base_fingerprint(), self.sites, [places]
                 )
@@ -94,18 +99,35 @@ class SourceModel(AdaptedModel):
         Raises:
             ExpertError: it does not fit the base.
         """
+        alone = expert.kind == "prompt"
         config = SourceConfig(
             kind=expert.kind,
-            rank=expert.info.rank,
-            alpha=expert.info.alpha,
+            rank=SourceConfig.rank if alone else expert.info.rank,
+            alpha=SourceConfig.alpha if alone else expert.info.alpha,
             activation=expert.activation or SourceConfig.activation,
             prompt="description" if len(expert.prompt) else "none",
+            prompt_tokens=len(expert.prompt) if alone else SourceConfig.prompt_tokens,
         )
         prompt = expert.prompt if len(expert.prompt) else None
         model = cls(base, config, prompt=prompt, outputs=outputs, backbone=backbone, places=expert)
         with model.attaching():
             model.load_expert(expert)
         return model
+
+    def _check_prompt_fits(self, config: SourceConfig, places: Expert | None) -> None:
+        assert self.task_prompt is not None
+        rows = len(self.task_prompt.embedding)
+        if rows != config.prompt_tokens:
+            raise ConfigError(
+                f"A prompt of {rows} rows with prompt_tokens={config.prompt_tokens}",
+                "give as many rows (pemt.model.vocabulary_prompt)",
+            )
+        if places is not None and places.info.base_fingerprint != self.base_fingerprint():
+            raise ExpertError(
+                f"Prompt {places.name!r} was tuned on the base {places.info.base!r} "
+                f"({places.info.base_fingerprint[:12]}), this base is another",
+                "tune it on this base: pemt train-source --source.kind prompt",
+            )
 
     def _branch(
         self, hidden: int, width: int, rank: int, alpha: float

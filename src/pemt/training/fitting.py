@@ -9,7 +9,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,66 @@ def fit(
     if not train:
         raise DataError(f"No training rows for task {task.name!r}", "give at least one")
     rows = encode_cached(train, task, tokenizer, model.family, **lengths(model, settings))
-    per_epoch = math.ceil(len(rows) / (settings.batch_size * settings.accumulation))
-    total = settings.max_steps if settings.max_steps > 0 else math.ceil(per_epoch * settings.epochs)
+    return run(
+        model,
+        rows,
+        Collator(tokenizer, model.family, side=side_of(model.family)),
+        settings,
+        total=steps_of(len(rows), settings),
+        metric=task.metrics[0],
+        score=(lambda: evaluate(model, task, tokenizer, validation, settings)[0])
+        if validation
+        else None,
+        identity=lambda: _identity(model, task, train, validation, settings),
+        folder=folder,
+        progress=progress,
+    )
+
+
+def steps_of(rows: int, settings: TrainSettings) -> int:
+    """Optimiser steps of a run over this many rows."""
+    if settings.max_steps > 0:
+        return settings.max_steps
+    per_epoch = math.ceil(rows / (settings.batch_size * settings.accumulation))
+    return math.ceil(per_epoch * settings.epochs)
+
+
+def run(
+    model: AdaptedModel,
+    rows: Any,
+    collate: Callable[[Any], dict[str, Any]],
+    settings: TrainSettings,
+    *,
+    total: int,
+    metric: str,
+    score: Callable[[], dict[str, float]] | None,
+    identity: Callable[[], dict[str, Any]],
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Fit:
+    """The run itself, whatever its rows are: what `fit` and MPT's source stage share.
+
+    Args:
+        model: to train; what requires a gradient trains.
+        rows: a dataset of torch; an iterable one decides the order of its rows itself.
+        collate: makes a batch of a list of them.
+        settings: of the run.
+        total: optimiser steps.
+        metric: which of the score's numbers selects.
+        score: the validation metrics of the model as it is; None keeps the last step.
+        identity: what must be equal for a checkpoint in `folder` to be resumed.
+        folder: for checkpoints and logs; None writes nothing.
+        progress: show the Trainer's progress bar.
+
+    Raises:
+        TrainingError: a loss that is not finite.
+    """
     every = max(1, math.ceil(total / settings.evaluations))
     keep = folder is not None and settings.checkpoints
     best = BestState(
         model,
-        task.metrics[0],
-        patience=settings.patience if validation else None,
+        metric,
+        patience=settings.patience if score else None,
         folder=folder if keep else None,
     )
     with contextlib.ExitStack() as stack:
@@ -112,7 +164,7 @@ def fit(
             adam_beta1=0.9,
             adam_beta2=0.999,
             max_grad_norm=settings.clip,
-            eval_strategy="steps" if validation else "no",
+            eval_strategy="steps" if score else "no",
             eval_steps=every,
             save_strategy="steps" if keep else "no",
             save_steps=every,
@@ -134,16 +186,16 @@ def fit(
             model=model,
             args=args,
             train_dataset=rows,
-            eval_dataset=rows if validation else None,
-            data_collator=Collator(tokenizer, model.family, side=side_of(model.family)),
-            score=lambda: evaluate(model, task, tokenizer, validation, settings)[0],
+            eval_dataset=rows if score else None,
+            data_collator=collate,
+            score=score or dict,
             callbacks=[best],
         )
         if not progress:
             _drop_printer(trainer)
         checkpoint = get_last_checkpoint(place) if keep else None
         if keep:
-            _same_run(Path(place), _identity(model, task, train, validation, settings), checkpoint)
+            _same_run(Path(place), identity(), checkpoint)
         if checkpoint is not None:
             best.resume()
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Stage 1: train one expert on one source task and put it into the library."""
+"""Stage 1: train one expert, or a prompt alone, on one source task and put it into the library."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pemt.backbones import fingerprint
+from pemt.backbones import down_projections, fingerprint
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import ExpertInfo, ExpertLibrary
-from pemt.model import SourceConfig, SourceModel, description_prompt, random_prompt
+from pemt.model import (
+    SourceConfig,
+    SourceModel,
+    description_prompt,
+    random_prompt,
+    vocabulary_prompt,
+)
 from pemt.model.description import description_ids
 from pemt.tasks import Example, Task, load_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
@@ -26,6 +32,8 @@ from pemt.training.settings import TrainSettings
 
 # the paper's 5e-4 is far too low for a small budget on the small bases (docs/log.md)
 SOURCE_RATES = {"encoder-decoder": 5e-4, "decoder-only": 1e-3, "encoder-only": 2e-3}
+PROMPT_RATES = {"encoder-decoder": 3e-1, "decoder-only": 2e-2, "encoder-only": 2e-2}
+"""Of source prompts: prompts need rates far above those of weights."""
 SOURCE_DEFAULTS = {"epochs": 3, "batch_size": 32, "warmup_steps": 50, "evaluations": 6}
 
 
@@ -111,7 +119,8 @@ def train_source(
         library: where the expert goes.
         name: of the expert; the task's by default.
         config: kind, rank and prompt of the expert.
-        settings: of the run; by default `SOURCE_DEFAULTS`, with the family's `SOURCE_RATES`.
+        settings: of the run; by default `SOURCE_DEFAULTS`, with the family's `SOURCE_RATES`, or its
+            `PROMPT_RATES` for kind "prompt".
         rows: at most this many training rows, drawn by `data_seed`.
         validation_rows: at most this many rows for selection.
         test_rows: at most this many rows for the reported metrics.
@@ -131,7 +140,8 @@ def train_source(
     config = config or SourceConfig()
     settings = settings or TrainSettings(**SOURCE_DEFAULTS)  # type: ignore[arg-type]
     if settings.learning_rate is None:
-        settings = settings.changed(learning_rate=SOURCE_RATES[base.backbone.family])
+        rates = PROMPT_RATES if config.kind == "prompt" else SOURCE_RATES
+        settings = settings.changed(learning_rate=rates[base.backbone.family])
     name = name or task.name
     if name in library and not overwrite:
         raise ConfigError(
@@ -141,13 +151,17 @@ def train_source(
     train = some(splits.train, rows, data_seed)
     validation = some(splits.validation, validation_rows, data_seed)
     test = some(splits.test, test_rows, data_seed)
+    site = down_projections(base.model, base.backbone)[0]
+    prompt: torch.Tensor | None = None
+    if config.prompt == "vocabulary":
+        prompt = vocabulary_prompt(base.model, config.prompt_tokens, seed=settings.init_seed)
+    elif config.prompt != "none":
+        prompt = start_prompt(base, task, config.prompt, seed=settings.init_seed)
     torch.manual_seed(settings.init_seed)
     model = SourceModel(
         base.model,
         config,
-        prompt=None
-        if config.prompt == "none"
-        else start_prompt(base, task, config.prompt, seed=settings.init_seed),
+        prompt=prompt,
         outputs=outputs_of(task, base.backbone.family),
         backbone=base.backbone,
     )
@@ -164,15 +178,16 @@ def train_source(
         )
         metrics, made = evaluate(model, task, base.tokenizer, test, settings, progress=progress)
         interval = report_of(task, test, made).main_interval()
-        site = model.sites[0]
+        alone = config.kind == "prompt"
         info = ExpertInfo(
             name=name, kind=config.kind, task=task.name, task_version=task.version,
             description=task.description, label_words=tuple(task.labels), base=base.name,
             base_family=base.backbone.family,
             base_fingerprint=fingerprint(base.model, base.backbone),
             tokenizer_fingerprint=tokenizer_fingerprint(base.tokenizer), width=site.width,
-            hidden=site.hidden, rank=config.rank, alpha=config.alpha,
-            fan_in_fan_out=type(model.sites[0].module.down).__name__ == "Conv1D",
+            hidden=site.hidden, rank=0 if alone else config.rank,
+            alpha=0.0 if alone else config.alpha,
+            fan_in_fan_out=type(site.module).__name__ == "Conv1D",
             data_fingerprint=fingerprint_of(train),
             settings={"source": config.to_dict(), "train": settings.to_dict(), "rows": len(train),
                       "data_seed": data_seed, "origin": splits.origin,
