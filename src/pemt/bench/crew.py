@@ -6,6 +6,7 @@ A worker that is killed costs the cell it was making; the next cell gets a new w
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -257,12 +258,16 @@ def _serve(pipe: Any, place: Workplace, root: Path, work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # temporary files are removed
     folder = OutputFolder(root)
+    frozen = False
     while True:
         try:
             job, rows, attempt = pipe.recv()
         except (EOFError, OSError):
             return
         report = make(place, folder, work, job, rows, attempt)
+        if not frozen:  # base and imports stay: looking through them takes a second per collection
+            gc.freeze()
+            frozen = True
         try:
             pipe.send(report)
         except OSError:

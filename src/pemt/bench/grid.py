@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class GridTask:
     Attributes:
         task: the task.
         validation: "shots": select on as few labels as you train on; "full": on the whole split.
-        score: the metric that tables show; the task's first by default.
+        score: the metric that tables show, any of the task's kind; the task's first by default.
         test_rows: score at most this many; the grid's by default.
         settings: fields of `TrainSettings`.
     """
@@ -54,8 +54,9 @@ class GridTask:
         if self.validation not in ("shots", "full"):
             raise UnknownNameError("validation", self.validation, ["shots", "full"])
         object.__setattr__(self, "score", self.score or self.task.metrics[0])
-        if self.score not in self.task.metrics:
-            raise UnknownNameError(f"metric of {self.task.name!r}", self.score, self.task.metrics)
+        if self.score not in self.task.metrics:  # models are still selected on the first
+            metrics = (*self.task.metrics, self.score)
+            object.__setattr__(self, "task", replace(self.task, metrics=metrics))
         _at_least_one("test_rows", self.test_rows)
 
 

@@ -117,11 +117,12 @@ class GridRun:
             place = Workplace(identity=plan.base, libraries=plan.libraries, record=record)
             if self._workers == 1 and self._cluster is None:
                 place.loaded = base
-            del base
-            self._base = None
-            give_back_memory()
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                torch.cuda.empty_cache()  # workers load their own
+            else:
+                del base  # workers load their own
+                self._base = None
+                give_back_memory()
+                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                    torch.cuda.empty_cache()
             self.folder.describe(self.grid, plan, record)
             cells, todo = self._begin(plan)
             if todo:
