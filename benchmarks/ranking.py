@@ -21,10 +21,13 @@ import numpy as np
 import torch
 
 from pemt.bases import Base, load_base
+from pemt.bench.grid import Grid, GridTask
+from pemt.bench.progress import Progress
+from pemt.bench.running import GridRun
 from pemt.experts import ExpertLibrary
 from pemt.model import SourceConfig
 from pemt.tasks import Task
-from pemt.training import TrainSettings, adapt, train_source
+from pemt.training import TrainSettings, train_source
 from pemt.training.adapting import target_rows
 from pemt.training.choosing import ranked
 from pemt.training.record import run_record, write_json
@@ -62,9 +65,10 @@ def main() -> None:
     if given.stage in ("sources", "all"):
         train_sources(base, library, given)
     if given.stage in ("cells", "all"):
+        truth = {source: alone(base, library, source, given) for source in given.sources}
         for target in given.targets:
             for seed in range(given.seeds):
-                cell(base, library, target, seed, given)
+                cell(base, library, target, seed, given, truth)
     if given.stage in ("table", "all"):
         table(base, library, given)
 
@@ -85,35 +89,55 @@ def train_sources(base: Base, library: ExpertLibrary, given: argparse.Namespace)
         print(name, made.metrics, flush=True)
 
 
+def validation_of(target: str) -> Any:
+    """CB has too few neutral rows for a second draw: its 28 validation rows are used."""
+    return "full" if target == "cb" else "shots"
+
+
+def alone(
+    base: Base, library: ExpertLibrary, source: str, given: argparse.Namespace
+) -> dict[tuple[str, int], float]:
+    """Stage 2 with one expert alone on every target and seed: the scores."""
+    tasks = [
+        GridTask(task=Task.named(t), validation=validation_of(t), score=SCORE.get(t, ""))
+        for t in given.targets
+    ]
+    grid = Grid(
+        base=given.base, libraries={"experts": str(library)}, experts=[source], tasks=tasks,
+        methods=["pemt"], shots=[given.shots], data_seeds=range(given.seeds),
+        test_rows=given.test_rows,
+        settings=TrainSettings(
+            epochs=given.epochs, batch_size=16, evaluations=6, dropout=0.0,
+            max_source_length=given.max_source_length,
+        ),
+    )  # fmt: skip
+    run = GridRun(
+        grid, output=given.output / "alone", data_dir=given.data_dir, base=base,
+        progress=Progress(plain=True),
+    )  # fmt: skip
+    cells = run.go()
+    if run.tally.failed:
+        raise SystemExit("\n".join(run.tally.lines()))
+    return {(c.task, c.data_seed): c.value for c in cells}
+
+
 def cell(
-    base: Base, library: ExpertLibrary, target: str, seed: int, given: argparse.Namespace
-) -> None:
+    base: Base, library: ExpertLibrary, target: str, seed: int, given: argparse.Namespace,
+    truth: dict[str, dict[tuple[str, int], float]],
+) -> None:  # fmt: skip
     """One target and seed: the ranking, and the score with each expert alone."""
     file = given.output / "cells" / f"{target}-{seed}.json"
     if file.exists():
         return
     task = Task.named(target)
-    # CB has too few neutral rows for a second draw: its 28 validation rows are used
     rows = target_rows(
         task, shots=given.shots, data_seed=seed, data_dir=given.data_dir,
-        validation="full" if target == "cb" else "shots",
+        validation=validation_of(target),
     )  # fmt: skip
     begun = time.perf_counter()
     ranking = ranked(base, task, library, rows.train, max_source_length=given.max_source_length)
     seconds = time.perf_counter() - begun
-    scores: dict[str, float] = {}
-    for source in given.sources:
-        result = adapt(
-            base, task, library, names=[source], rows=rows, test_rows=given.test_rows,
-            progress=False,
-            settings=TrainSettings(
-                epochs=given.epochs, batch_size=16, evaluations=6, dropout=0.0,
-                max_source_length=given.max_source_length, checkpoints=False, report_to="none",
-            ),
-        )  # fmt: skip
-        result.model.detach()
-        scores[source] = result.metrics[SCORE.get(target, task.metrics[0])]
-        print(target, seed, source, f"{scores[source]:.3f}", flush=True)
+    scores = {source: found[target, seed] for source, found in truth.items()}
     write_json(
         file,
         {"target": target, "seed": seed, "ranking": asdict(ranking), "seconds": seconds,

@@ -13,14 +13,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from pemt.backbones import describe, down_projections
 from pemt.bases import Base
-from pemt.experts import Expert, ExpertInfo, ExpertLayer
-from pemt.methods import METHODS, Setting
-from pemt.methods.method import FAMILIES
-from pemt.model import AdaptedModel, PemtConfig, PemtModel, SourceModel
-from pemt.backbones import describe
-from pemt.bases import Base
 from pemt.experts import Expert, ExpertInfo, ExpertLayer, PromptFactors
 from pemt.methods import METHODS, Setting
+from pemt.methods.method import FAMILIES
 from pemt.model import AdaptedModel, PemtConfig, PemtModel, SourceConfig, SourceModel
 from pemt.nn import PromptGate, TargetAdapter, TaskPrompt, TrainedNorm
 from tests import tiny

@@ -13,6 +13,7 @@ from pemt.errors import PemtError
 def commands() -> dict[str, Any]:
     """Name -> function, or a group of them."""
     from pemt.cli.adapt import adapt
+    from pemt.cli.bench import methods, run, status
     from pemt.cli.demo import demo
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
@@ -53,6 +54,12 @@ def commands() -> dict[str, Any]:
             "list": list_tasks,
             "show": show_task,
             "check": check,
+        },
+        "bench": {
+            "_help": "Compare methods on the same tasks, labels and seeds.",
+            "run": run,
+            "status": status,
+            "methods": methods,
         },
         "doctor": doctor,
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pemt.bench.cell import Cell
     from pemt.experts import ExpertLibrary
-    from pemt.training import Cell
 
 SOURCES = ("film_reviews", "question_types", "sarcasm", "tweets")
 NEAR, FAR = "product_reviews", "sms_spam"
@@ -49,10 +49,12 @@ def demo(
     from rich.console import Console
 
     from pemt.bases import load_base
+    from pemt.bench.grid import Grid
+    from pemt.bench.progress import Progress
+    from pemt.bench.running import GridRun
     from pemt.errors import ConfigError
     from pemt.experts import ExpertLibrary
-    from pemt.tasks import Task
-    from pemt.training import TrainSettings, compare
+    from pemt.training import TrainSettings
     from pemt.training.record import run_record, write_json
 
     if seeds < 3:
@@ -63,50 +65,47 @@ def demo(
     budget = BUDGETS[loaded.backbone.family]
     library = ExpertLibrary(output / "experts")
     _train_experts(console, loaded, library, rows or budget["rows"])
-    experts = library.load_many(SOURCES)
-    targets = [Task.named(NEAR), Task.named(FAR)]
-    total, done = len(targets) * seeds * len(METHODS), 0
+    targets = (NEAR, FAR)
 
-    def show(cell: Cell, result: Any) -> None:
-        nonlocal done
-        done += 1
-        console.print(
-            f"[{done}/{total}] {cell.task}, labels of seed {cell.data_seed}: {cell.method} "
-            f"{100 * cell.metrics['accuracy']:.1f} % ({cell.seconds:.0f} s)"
-        )
-        if result is not None and (cell.method, cell.data_seed) == ("pemt", 0):
+    def keep(job: Any, result: Any) -> None:
+        if (job.method, job.data_seed) == ("pemt", 0):
             from pemt.analysis.figures import gate_heat_map
 
-            folder = output / "adapted" / cell.task
+            folder = output / "adapted" / job.task.name
             result.model.save_pretrained(
                 folder, base_name=loaded.name,
                 extra={"task": result.task.to_dict(), "settings": result.settings.to_dict()},
             )  # fmt: skip
             gate_heat_map(
-                result.gates, result.model, result.experts, output / f"gates-{cell.task}.png",
-                title=f"Mean gates on {cell.task}",
+                result.gates, result.model, result.experts,
+                output / f"gates-{job.task.name}.png", title=f"Mean gates on {job.task.name}",
             )  # fmt: skip
 
-    settings = TrainSettings(
-        epochs=budget["epochs"], batch_size=16, evaluations=6, dropout=0.0, max_source_length=96,
-        checkpoints=False, report_to="none",
+    grid = Grid(
+        base=base, libraries={"experts": str(library)}, experts=SOURCES, tasks=targets,
+        methods=METHODS, shots=[shots], data_seeds=range(seeds), test_rows=budget["test_rows"],
+        settings=TrainSettings(
+            epochs=budget["epochs"], batch_size=16, evaluations=6, dropout=0.0,
+            max_source_length=96,
+        ),
     )  # fmt: skip
-    cells = compare(
-        loaded, experts, targets, METHODS, range(seeds), shots=shots, settings=settings,
-        test_rows=budget["test_rows"], folder=output / "cells", on_cell=show,
-    )  # fmt: skip
+    bench = GridRun(grid, output=output, base=loaded, on_result=keep, progress=Progress(plain=True))
+    cells = bench.go()
+    if bench.tally.failed:
+        print("\n".join(bench.tally.lines()))
+        return 1
     seconds = time.perf_counter() - started
     results = {
         **run_record(stage="demo", base=loaded.name, shots=shots, seeds=seeds, seconds=seconds),
-        "experts": {e.name: e.info.metrics for e in experts},
+        "experts": {name: library.info(name).metrics for name in SOURCES},
         "cells": [c.__dict__ for c in cells],
-        "verdicts": [_verdict(cells, t.name) for t in targets],
+        "verdicts": [_verdict(cells, t) for t in targets],
     }
     write_json(output / "results.json", results)
     if json:
         print(json_format.dumps(results, default=str))
         return 0
-    _print(cells, [t.name for t in targets], shots, seeds)
+    _print(cells, list(targets), shots, seeds)
     print(
         f"\nExperts, adapted models, gate heat maps and results.json are in {output}/ "
         f"({seconds:.0f} s)."
@@ -141,8 +140,8 @@ def _train_experts(console: Any, base: Any, library: ExpertLibrary, rows: int) -
 
 def _verdict(cells: list[Cell], task: str) -> str:
     """One honest sentence about a target."""
+    from pemt.bench.summary import paired, summarise
     from pemt.methods import METHODS as TABLE
-    from pemt.training.comparing import paired, summarise
 
     means = {
         m: summarise([c.metrics["accuracy"] for c in cells if (c.task, c.method) == (task, m)]).mean
@@ -163,8 +162,8 @@ def _print(cells: list[Cell], tasks: list[str], shots: int, seeds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pemt.bench.summary import summarise
     from pemt.methods import METHODS as TABLE
-    from pemt.training.comparing import summarise
 
     console = Console()
     table = Table(

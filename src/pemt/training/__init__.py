@@ -8,7 +8,6 @@ from pemt._lazy import lazy
 
 if TYPE_CHECKING:
     from pemt.training.adapting import AdaptResult, adapt
-    from pemt.training.comparing import Cell, compare
     from pemt.training.evaluating import Predictions, evaluate, predict, report_of
     from pemt.training.settings import Answers, TrainSettings
     from pemt.training.sourcing import SourceResult, train_source
@@ -18,12 +17,10 @@ __getattr__ = lazy(
     {
         "AdaptResult": "pemt.training.adapting",
         "Answers": "pemt.training.settings",
-        "Cell": "pemt.training.comparing",
         "Predictions": "pemt.training.evaluating",
         "SourceResult": "pemt.training.sourcing",
         "TrainSettings": "pemt.training.settings",
         "adapt": "pemt.training.adapting",
-        "compare": "pemt.training.comparing",
         "evaluate": "pemt.training.evaluating",
         "predict": "pemt.training.evaluating",
         "report_of": "pemt.training.evaluating",
@@ -34,12 +31,10 @@ __getattr__ = lazy(
 __all__ = [
     "AdaptResult",
     "Answers",
-    "Cell",
     "Predictions",
     "SourceResult",
     "TrainSettings",
     "adapt",
-    "compare",
     "evaluate",
     "predict",
     "report_of",

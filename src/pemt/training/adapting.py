@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,6 +56,10 @@ class AdaptResult:
         parameters: (trained, total).
         notes: of the method, such as the expert it chose.
         settings: that were used, the chosen learning rate among them.
+        tried: validation score by learning rate, each written as "0.001"; without validation rows,
+            or where nothing trains by gradient, empty.
+        train_seconds: of the training steps alone, over all learning rates; of building, where that
+            already fits everything.
     """
 
     model: AdaptedModel
@@ -71,6 +76,8 @@ class AdaptResult:
     parameters: tuple[int, int]
     settings: TrainSettings
     notes: dict[str, Any] = field(default_factory=dict)
+    tried: dict[str, float] = field(default_factory=dict)
+    train_seconds: float = 0.0
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Answer source texts, rendered as the task's template renders them."""
@@ -184,14 +191,19 @@ def adapt(
         )  # fmt: skip
         return chosen_method.build(setting), setting.notes
 
+    started = time.perf_counter()
     model, notes = build()
+    train_seconds = time.perf_counter() - started
     if ranking is not None:
         notes["ranking"] = asdict(ranking)
     fitted: Fit | None = None
+    tried: dict[str, float] = {}
     if chosen_method.trains:
-        model, fitted, chosen = _train(
+        model, fitted, chosen, fits = _train(
             build, model, task, base, rows, chosen, learning_rates, folder, progress
         )
+        tried = {f"{rate:g}": f.best for rate, f in fits.items() if f.best is not None}
+        train_seconds = sum(f.train_seconds for f in fits.values())
     with model.attaching():
         metrics, predictions = evaluate(
             model, task, base.tokenizer, test, chosen, progress=progress
@@ -203,7 +215,7 @@ def adapt(
             experts=model.expert_names if isinstance(model, PemtModel) else [],
             predictions=predictions, report=report_of(task, test, predictions),
             manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
-            settings=chosen, notes=notes,
+            settings=chosen, notes=notes, tried=tried, train_seconds=train_seconds,
         )  # fmt: skip
         if folder is not None:
             _write(result, folder, method=method, config=config, test=test, library=source)
@@ -213,8 +225,9 @@ def adapt(
 def _train(
     build: Any, model: AdaptedModel, task: Task, base: Base, rows: FewShot, settings: TrainSettings,
     learning_rates: Sequence[float], folder: Path | None, progress: bool,
-) -> tuple[AdaptedModel, Fit, TrainSettings]:  # fmt: skip
-    """Train at each learning rate; keep the one that is best on validation."""
+) -> tuple[AdaptedModel, Fit, TrainSettings, dict[float, Fit]]:  # fmt: skip
+    """Train at each learning rate; keep the one that is best on validation, and how all went."""
+    fits: dict[float, Fit] = {}
     best: tuple[tuple[float, float], Fit, TrainSettings, dict[str, torch.Tensor]] | None = None
     for i, rate in enumerate(learning_rates):
         if i:
@@ -229,6 +242,7 @@ def _train(
                 model, task, base.tokenizer, rows.train, rows.validation, tried,
                 folder=place, progress=progress,
             )  # fmt: skip
+        fits[rate] = fitted
         kept = min(
             (h for h in fitted.history if h["step"] == fitted.best_step),
             key=lambda h: h["loss"], default={"loss": 0.0},
@@ -239,7 +253,7 @@ def _train(
             best = (key, fitted, tried, state)
     assert best is not None
     model.load_trained_state(best[3])
-    return model, best[1], best[2]
+    return model, best[1], best[2], fits
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ class Fit:
         steps: optimiser steps done.
         seconds: of training and validation.
         history: one entry per evaluation.
+        train_seconds: of `seconds`, what was not spent on validation.
     """
 
     best_step: int
@@ -49,6 +50,7 @@ class Fit:
     steps: int
     seconds: float
     history: list[dict[str, float]]
+    train_seconds: float = 0.0
 
 
 def fit(
@@ -143,6 +145,15 @@ def run(
         patience=settings.patience if score else None,
         folder=folder if keep else None,
     )
+    judged = 0.0
+
+    def judge() -> dict[str, float]:
+        nonlocal judged
+        begun = time.perf_counter()
+        metrics = score() if score else {}
+        judged += time.perf_counter() - begun
+        return metrics
+
     with contextlib.ExitStack() as stack:
         if folder is None:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="pemt-"))
@@ -188,7 +199,7 @@ def run(
             train_dataset=rows,
             eval_dataset=rows if score else None,
             data_collator=collate,
-            score=score or dict,
+            score=judge,
             callbacks=[best],
         )
         if not progress:
@@ -212,7 +223,8 @@ def run(
         for name in (BEST_STATE, BEST_RECORD, IDENTITY):
             (Path(place) / name).unlink(missing_ok=True)
     value = best.best[0] if best.best is not None else None
-    return Fit(best.step if best.step >= 0 else steps, value, steps, seconds, best.history)
+    step = best.step if best.step >= 0 else steps
+    return Fit(step, value, steps, seconds, best.history, seconds - judged)
 
 
 def _identity(
