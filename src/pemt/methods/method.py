@@ -140,7 +140,7 @@ METHODS: dict[str, Method] = {
     ),
     "bitfit": Method(
         title="BitFit", paper="Ben Zaken et al. 2022, arXiv 2106.10199",
-        builder="pemt.methods.bitfit:BitFitModel.build", learning_rates=_rates(2e-3, 2e-3, 1e-3),
+        builder="pemt.methods.bitfit:BitFitModel.build", learning_rates=_rates(5e-3, 2e-3, 1e-3),
     ),
     "lora": Method(
         title="LoRA", paper="Hu et al. 2022, arXiv 2106.09685",
