@@ -9,10 +9,17 @@ from typing import Any
 
 from pemt.errors import PemtError
 
+SWITCHES = (
+    "--json", "--overwrite", "--drop_head", "--write", "--private", "--costs", "--published",
+    "--latest",
+)  # fmt: skip
+"""Flags that may stand alone, and then mean true."""
+
 
 def commands() -> dict[str, Any]:
     """Name -> function, or a group of them."""
     from pemt.cli.adapt import adapt
+    from pemt.cli.bench_table import table
     from pemt.cli.demo import demo
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
@@ -51,6 +58,10 @@ def commands() -> dict[str, Any]:
             "list": list_tasks,
             "show": show_task,
             "check": check,
+        },
+        "bench": {
+            "_help": "Compare methods on the same rows, and show what was found.",
+            "table": table,
         },
         "doctor": doctor,
     }
@@ -103,7 +114,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name[:2] + name[2:].replace("-", "_") + equals + value
-            if argument in ("--json", "--overwrite", "--drop_head", "--write", "--private"):
+            if argument in SWITCHES:
                 following = arguments[i + 1] if i + 1 < len(arguments) else ""
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
