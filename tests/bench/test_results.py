@@ -102,7 +102,7 @@ def test_two_bases_are_not_compared(tmp_path):
 
 def test_two_scores_of_one_task(tmp_path):
     write(tmp_path, [*row("lora", [0.5]), *row("pemt", [0.9], score="f1")])
-    with pytest.raises(DataError, match="two scores for rte: accuracy in .* and f1 in"):
+    with pytest.raises(DataError, match=r"two scores for rte: accuracy in .* and f1 in"):
         read_results(tmp_path)
 
 
@@ -141,8 +141,8 @@ def test_an_unfinished_grid_says_what_is_missing(tmp_path):
     failed.mkdir()
     (failed / ERROR).write_text("{}")
     assert read_results(tmp_path).header == (
-        "16 of 18 cells; missing: lora on cb (16 shots, data seeds 0 (failed)); "
-        "single on cb (16 shots, data seeds 2).",
+        "16 of 18 cells; missing: single on cb (16 shots, data seeds 2); "
+        "lora on cb (16 shots, data seeds 0 (failed)).",
     )
     assert read_results(tmp_path, methods=["pemt"]).header == ()
     assert read_results(tmp_path, methods=["lora"], tasks=["cb"]).header[0].startswith("2 of 3 ")

@@ -46,7 +46,7 @@ def test_zero_has_no_sign(fraction, text):
 
 
 def test_paired_differences_by_hand():
-    """Only draws that both methods have, only this task; the same seed of other shots is another."""
+    """Only draws that both methods have, only this task; a seed of other shots is not the same."""
     cells = [
         cell("pemt", 0, 0.8), cell("pemt", 1, 0.6), cell("pemt", 2, 0.9),
         cell("lora", 1, 0.7), cell("lora", 0, 0.5), cell("lora", 0, 0.0, task="cb"),

@@ -18,11 +18,19 @@ from pemt.methods import METHODS
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
-KINDS = {"PEMT": PALETTE[0], "uses source tasks": PALETTE[1], "target's labels only": "#555555"}
+KINDS: dict[str, dict[str, str]] = {
+    "PEMT": {"color": PALETTE[0], "marker": "o"},
+    "PEMT with a part changed": {"color": PALETTE[0], "marker": "o", "markerfacecolor": "white"},
+    "uses source tasks": {"color": PALETTE[1], "marker": "s"},
+    "target's labels only": {"color": "#555555", "marker": "^"},
+}
+"""Of methods in a dot plot, where names stand beside the dots."""
 
 
 def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
     """One panel per target and one for their mean; bars are standard deviations over seeds.
+
+    A score that is no number has no point; the tables say where.
 
     Args:
         results: whose methods are drawn.
@@ -39,17 +47,22 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys(r.task for r in rows if r.task))
-    names: list[str | None] = [*panels]
+    names: list[str | None] = [*results.tasks]
     if any(r.task is None and r.entries for r in rows):
         names.append(None)
     draw = _lines if len(results.shots) > 1 else _dots
     height = 2.9 if len(results.shots) > 1 else 0.9 + 0.24 * len(results.methods)
     across = min(len(names), 3 if len(names) in (3, 5, 6, 9) else 4)
     down = math.ceil(len(names) / across)
+    width = max(2.7 * across + 0.9, 5.2)
+    handles = _handles(results, lines=draw is _lines)
+    # in inches: a letter of nine points, and a sample of the line with the space around it
+    widest = 0.075 * max(len(str(handle.get_label())) for handle in handles) + 0.65
+    columns = max(1, min(len(handles), int(width / widest)))
+    legend = 0.3 + 0.2 * math.ceil(len(handles) / columns)
     with plt.rc_context({"font.size": 9, "axes.titlesize": 10}):
         figure, axes = plt.subplots(
-            down, across, figsize=(max(2.7 * across + 0.9, 5.2), height * down + 0.9),
+            down, across, figsize=(width, height * down + 0.4 + legend),
             layout="constrained", squeeze=False, sharey=draw is _dots,
         )  # fmt: skip
         for at, name in zip(axes.flat, names, strict=False):
@@ -62,7 +75,10 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
             (at.set_ylabel if draw is _lines else at.set_xlabel)(_axis(metric))
         for at in axes.flat[len(names) :]:
             at.set_visible(False)
-        _legend(figure, axes, results, lines=draw is _lines)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False,
+            handlelength=3,
+        )  # fmt: skip
         seeds = sorted({s.n for r in rows if r.task for s in r.entries.values()})
         spread = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
         which = "" if draw is _lines else f", {shots_title(results.shots[0])}"
@@ -120,12 +136,10 @@ def _dots(at: Any, results: Results, rows: list[Row]) -> None:
         entry = rows[0].entries.get(method) if rows else None
         if entry is None or math.isnan(entry.mean):
             continue
-        kind = _kind(method)
         at.errorbar(
             [100 * entry.mean], [-i],
             xerr=[0.0 if math.isnan(entry.deviation) else 100 * entry.deviation],
-            color=KINDS[kind], marker=MARKERS[list(KINDS).index(kind)], markersize=5,
-            linewidth=1.2, capsize=2,
+            markersize=5, linewidth=1.2, capsize=2, **KINDS[_kind(method)],
         )  # fmt: skip
     at.set_yticks([-i for i in range(len(results.methods))], map(title_of, results.methods))
     at.set_ylim(-len(results.methods) + 0.4, 0.6)
@@ -134,7 +148,8 @@ def _dots(at: Any, results: Results, rows: list[Row]) -> None:
 def _style(method: str, i: int) -> dict[str, Any]:
     mine = method == "pemt"
     return {
-        "color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)],
+        "color": PALETTE[i % len(PALETTE)],
+        "marker": MARKERS[(i + i // len(PALETTE)) % len(MARKERS)],
         "linestyle": DASHES[i // len(PALETTE) % len(DASHES)], "markersize": 5 if mine else 4,
         "linewidth": 2.2 if mine else 1.2, "elinewidth": 0.9, "capsize": 2,
         "zorder": 4 if mine else 3,
@@ -142,31 +157,26 @@ def _style(method: str, i: int) -> dict[str, Any]:
 
 
 def _kind(method: str) -> str:
-    if method == "pemt" or method.startswith("pemt-"):
-        return "PEMT"
+    if method.startswith("pemt"):
+        return "PEMT" if method == "pemt" else "PEMT with a part changed"
     transfers = method in METHODS and METHODS[method].transfers
     return "uses source tasks" if transfers else "target's labels only"
 
 
-def _legend(figure: Any, axes: Any, results: Results, *, lines: bool) -> None:
-    """Below all panels; drawn from the styles, so that a method without a cell here is in it."""
+def _handles(results: Results, *, lines: bool) -> list[Any]:
+    """Of the legend; from the styles, so that a method without a point in a panel is in it."""
     from matplotlib.lines import Line2D
 
-    if lines:
-        handles = []
-        for i, method in enumerate(results.methods):
-            style = {
-                k: v for k, v in _style(method, i).items() if k not in ("elinewidth", "capsize")
-            }
-            handles.append(Line2D([], [], label=title_of(method), **style))
-    else:
+    if not lines:
         present = {_kind(method) for method in results.methods}
-        handles = [
-            Line2D([], [], color=colour, marker=marker, linestyle="none", label=kind)
-            for (kind, colour), marker in zip(KINDS.items(), MARKERS, strict=False)
+        return [
+            Line2D([], [], linestyle="none", label=kind, **style)  # type: ignore[arg-type]
+            for kind, style in KINDS.items()
             if kind in present
         ]
-    columns = min(len(handles), 2 * axes.shape[1])
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3
-    )
+    handles = []
+    for i, method in enumerate(results.methods):
+        style = _style(method, i)
+        del style["elinewidth"], style["capsize"]
+        handles.append(Line2D([], [], label=title_of(method), **style))
+    return handles

@@ -123,7 +123,7 @@ def difference_table(
     ]
     if kind == "bootstrap":
         remarks.append(
-            "Percentiles over few seeds are too narrow: at n=5 they hold the mean in 85 % of cases."
+            "Percentiles over few seeds are too narrow: at n=5 they hold the mean in about 84 %."
         )
     if chosen:
         remarks.append(
