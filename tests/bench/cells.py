@@ -23,13 +23,13 @@ def row(method, values, **other):
     return [cell(method, seed, value, **other) for seed, value in enumerate(values)]
 
 
-def write(output: Path, cells, grid=None) -> Path:
-    for c in cells:
+def write(output: Path, made, grid=None, **more) -> Path:
+    for c in made:
         folder = output / "cells" / c.name
         folder.mkdir(parents=True)
         (folder / CELL).write_text(json.dumps(asdict(c)))
     if grid is not None:
-        (output / "grid.json").write_text(json.dumps({"grid": grid, "versions": {}}))
+        (output / "grid.json").write_text(json.dumps({"grid": grid, "versions": {}, **more}))
     return output
 
 

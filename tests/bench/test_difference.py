@@ -96,7 +96,7 @@ def test_a_score_that_is_no_number():
     assert math.isnan(only.summary.mean)
     assert only.interval is None
     assert counts(only) == (2, 0, 0)
-    assert "1 pairs with a score that is no number" in only.note
+    assert "a score that is no number: 1" in only.note
 
 
 def test_one_method_alone_has_no_differences():

@@ -86,7 +86,7 @@ def test_two_settings_for_one_place(tmp_path):
     assert "--latest" in error.value.fix
     results = read_results(tmp_path, latest=True)
     assert results.scores("rte", "lora", 16) == {0: 0.9, 1: 0.5}
-    assert results.header == (f"1 older cells with other settings were left out: {old.name}.",)
+    assert results.header == (f"Older cells with other settings, left out (1): {old.name}.",)
     # of the two it is the file's time that decides, not the name
     os.utime(tmp_path / "cells" / new.name / CELL, (0, 0))
     assert read_results(tmp_path, latest=True).scores("rte", "lora", 16)[0] == 0.1
@@ -146,6 +146,33 @@ def test_an_unfinished_grid_says_what_is_missing(tmp_path):
     )
     assert read_results(tmp_path, methods=["pemt"]).header == ()
     assert read_results(tmp_path, methods=["lora"], tasks=["cb"]).header[0].startswith("2 of 3 ")
+
+
+def test_what_is_not_defined_is_not_missing(tmp_path):
+    cells = [c for c in study() if (c.task, c.method) != ("cb", "single")]
+    refused = [
+        {"task": "cb", "method": "single", "reason": "no head"},
+        {"task": "rte", "method": "setfit", "reason": "in no grid"},
+    ]
+    write(tmp_path, cells, GRID, refused=refused)
+    assert read_results(tmp_path).header == ("Not run, as not defined: single on cb (no head).",)
+    assert read_results(tmp_path, methods=["pemt"]).header == ()
+
+
+def test_cells_of_other_settings_are_told(tmp_path):
+    """A grid that was changed and not run to its end leaves a mixture."""
+    folders = {c.name.rpartition("-")[0]: c.name for c in study()}
+    folders |= {"rte-16-1-lora": "rte-16-1-lora-k2"}
+    write(tmp_path, study(), GRID, cells=folders)
+    (line,) = read_results(tmp_path).header
+    assert line == "Cells with settings that are not the grid's (1): rte-16-1-lora-k1."
+
+
+def test_a_cell_that_is_being_written_is_not_there(tmp_path):
+    made = cell("lora", 0, 0.5)
+    write(tmp_path, [made])
+    shutil.copytree(tmp_path / "cells" / made.name, tmp_path / "cells" / f".{made.name}.tmp")
+    assert len(read_results(tmp_path).cells) == 1
 
 
 def test_a_long_list_is_cut(tmp_path):

@@ -52,7 +52,7 @@ def test_paired_differences_by_hand():
         cell("lora", 1, 0.7), cell("lora", 0, 0.5), cell("lora", 0, 0.0, task="cb"),
         cell("lora", 2, 0.1, shots=4),
     ]  # fmt: skip
-    difference = paired(cells, "rte", "pemt", "lora")
+    difference = paired(cells, "rte", "accuracy", "pemt", "lora")
     assert difference.n == 2
     assert difference.mean == pytest.approx((0.3 - 0.1) / 2)
     assert difference.deviation == pytest.approx(math.sqrt(2 * 0.2**2))
@@ -60,4 +60,4 @@ def test_paired_differences_by_hand():
 
 def test_methods_without_a_common_draw_have_no_difference():
     with pytest.raises(DataError, match=r"'pemt' and 'lora' have no draw of 'rte' in common"):
-        paired(row("pemt", [0.5]) + row("lora", [0.5], shots=4), "rte", "pemt", "lora")
+        paired(row("pemt", [0.5]) + row("lora", [0.5], shots=4), "rte", "accuracy", "pemt", "lora")

@@ -157,7 +157,12 @@ def test_csv_is_read_back():
     results = results_of(cells)
     rows = [r for shots in results.shots for r in compared(results, shots)]
     text = aggregates_csv(
-        results, rows, found=differences(results, 16, "lora"), spent=costs(results), published=True
+        results,
+        rows,
+        found=differences(results, 16, "lora"),
+        spent=costs(results),
+        published=True,
+        chosen=True,
     )
     lines = read(text)
     assert tuple(lines[0]) == CSV_FIELDS
@@ -178,6 +183,7 @@ def test_csv_is_read_back():
     assert float(gain["mean"]) == 2.5
     assert (gain["wins"], gain["ties"], gain["losses"]) == ("2", "2", "2")
     assert (gain["against"], gain["interval"]) == ("lora", "Student t")
+    assert gain["note"] == "the other method was chosen on these test scores"
     assert float(gain["low"]) < 2.5 < float(gain["high"])
     assert of(table="costs", method="lora")["trained"] == "10"
     assert of(table="published", task="rte", method="mpt")["mean"] == "79.4"

@@ -72,6 +72,13 @@ def test_csv_on_stdout(grid, capsys):
     assert len(lines) == 3 * 3 + 2 * 3
 
 
+def test_what_csv_cannot_hold_is_on_stderr(tmp_path, capsys):
+    asked = {"tasks": ["rte"], "methods": ["pemt"], "shots": [16], "data_seeds": [0, 1, 2, 3]}
+    told = run(capsys, write(tmp_path / "g", study(), asked), "--format", "csv")
+    assert told.err.startswith("3 of 4 cells; missing: ")
+    assert told.out.startswith("table,base,")
+
+
 def test_one_method_alone(tmp_path, capsys):
     grid = write(tmp_path / "g", row("pemt", [0.5, 0.7, 0.9]))
     out = run(capsys, grid).out
@@ -103,7 +110,7 @@ def test_the_latest_of_two_settings(tmp_path, capsys):
     assert "rte-16-0-lora-k1" in refused
     assert "rte-16-0-lora-k2" in refused
     assert "--latest" in refused
-    assert "1 older cells with other settings were left out" in run(capsys, grid, "--latest").out
+    assert "Older cells with other settings, left out (1)" in run(capsys, grid, "--latest").out
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,7 @@ def test_the_latest_of_two_settings(tmp_path, capsys):
         (["--tasks", "rtee"], ["Unknown task 'rtee'", "Did you mean: rte?"]),
         (["--shots", "4"], ["no finished cell of shots 4", "has: 16"]),
         (["--shots", "four"], ["shots='four'"]),
-        (["--tie", "-1"], ["tie=-0.01"]),
+        (["--tie", "-1"], ["tie=-1"]),
         (["--plot", "x.txt"], ["'x.txt'"]),
     ],
 )

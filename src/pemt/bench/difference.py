@@ -119,7 +119,7 @@ def _difference(
         seeds = "data seed that every target has" if task is None else "common data seed"
         note = place + f"no {seeds}."
     elif undecided:
-        note = place + f"{undecided} pairs with a score that is no number are in no count."
+        note = place + f"pairs in no count, for a score that is no number: {undecided}."
     return Difference(
         shots=shots, task=task, method=method, against=against,
         summary=summarise(values) if values else None, interval=interval(values, kind),

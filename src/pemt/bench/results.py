@@ -142,9 +142,8 @@ def read_results(
         )
     cells, replaced = _one_each(cells, output, latest=latest)
     _check_scores(cells, output)
-    left = asked.chosen(tasks, methods, shots).missing(cells, output)
-    header = ((left,) if left else ()) + replaced
-    return Results(cells=tuple(cells), order=asked.tasks, header=header)
+    header = asked.chosen(tasks, methods, shots).header(cells, output)
+    return Results(cells=tuple(cells), order=asked.tasks, header=(*header, *replaced))
 
 
 def _check(
@@ -199,7 +198,7 @@ def _one_each(
         if place in doubled:
             left += [c.name for c in found[:-1]]
     shown = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
-    return kept, (f"{len(left)} older cells with other settings were left out: {shown}.",)
+    return kept, (f"Older cells with other settings, left out ({len(left)}): {shown}.",)
 
 
 def _check_scores(cells: list[Cell], output: Path) -> None:

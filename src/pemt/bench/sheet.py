@@ -15,6 +15,8 @@ from pemt.bench.interval import TITLES, Interval
 from pemt.bench.published import METRIC, PUBLISHED
 from pemt.bench.results import Results, title_of
 
+CHOSEN = "the other method was chosen on these test scores"
+
 CSV_FIELDS = (
     "table", "base", "shots", "task", "metric", "test_rows", "method", "title", "against", "n",
     "mean", "deviation", "best", "interval", "low", "high", "wins", "ties", "losses", "trained",
@@ -36,6 +38,7 @@ def aggregates_csv(
     *,
     found: Sequence[Difference] = (),
     kind: Interval = "t",
+    chosen: bool = False,
     spent: Sequence[Cost] = (),
     published: bool = False,
 ) -> str:
@@ -46,6 +49,7 @@ def aggregates_csv(
         rows: of every number of shots.
         found: differences.
         kind: of their intervals.
+        chosen: the other method was chosen on these test scores; the lines say so.
         spent: costs.
         published: with the literature's numbers of our targets.
     """
@@ -77,7 +81,7 @@ def aggregates_csv(
             "interval": TITLES[kind] if d.interval else "",
             "low": _number(d.interval[0]) if d.interval else "",
             "high": _number(d.interval[1]) if d.interval else "",
-            "wins": d.wins, "ties": d.ties, "losses": d.losses, "note": d.note,
+            "wins": d.wins, "ties": d.ties, "losses": d.losses, "note": f"{d.note} {CHOSEN if chosen else ''}".strip(),
         })  # fmt: skip
     for c in spent:
         lines.append({

@@ -53,8 +53,8 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(statistics.fmean(values), deviation, len(values))
 
 
-def paired(cells: Iterable[Cell], task: str, method: str, other: str) -> Summary:
-    """Difference `method - other` in the score of a task, over the draws that both were given.
+def paired(cells: Iterable[Cell], task: str, metric: str, method: str, other: str) -> Summary:
+    """Difference `method - other` in a metric of a task, over the draws that both were given.
 
     Raises:
         DataError: the two share no draw.
@@ -63,7 +63,7 @@ def paired(cells: Iterable[Cell], task: str, method: str, other: str) -> Summary
 
     def by_draw(name: str) -> dict[tuple[int, int], float]:
         return {
-            (-1 if c.shots is None else c.shots, c.data_seed): c.value
+            (-1 if c.shots is None else c.shots, c.data_seed): c.metrics[metric]
             for c in cells
             if (c.task, c.method) == (task, name)
         }

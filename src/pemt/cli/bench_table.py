@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,8 @@ def table(
         folder, tasks=_words(tasks), methods=_words(methods), shots=_shots(shots), base=base,
         latest=latest,
     )  # fmt: skip
+    if not tie >= 0:
+        raise ConfigError(f"tie={tie:g}", "give points, 0 or more")
     chosen = against == "best-single-task"
     if against is not None and not chosen and against not in results.methods:
         if against in METHODS:
@@ -104,8 +107,11 @@ def table(
 
     if format == "csv":
         text = aggregates_csv(
-            results, rows, found=found, kind=interval, spent=spent, published=published
-        )
+            results, rows, found=found, kind=interval, chosen=chosen, spent=spent,
+            published=published,
+        )  # fmt: skip
+        for line in header:  # a CSV file has no place for it
+            print(line, file=sys.stderr)
     else:
         text = (latex if format == "latex" else markdown)(tables, header)
     if cells is not None:
