@@ -81,7 +81,8 @@ def aggregates_csv(
             "interval": TITLES[kind] if d.interval else "",
             "low": _number(d.interval[0]) if d.interval else "",
             "high": _number(d.interval[1]) if d.interval else "",
-            "wins": d.wins, "ties": d.ties, "losses": d.losses, "note": f"{d.note} {CHOSEN if chosen else ''}".strip(),
+            "wins": d.wins, "ties": d.ties, "losses": d.losses,
+            "note": f"{d.note} {CHOSEN if chosen else ''}".strip(),
         })  # fmt: skip
     for c in spent:
         lines.append({
