@@ -162,10 +162,16 @@ def test_what_is_not_defined_is_not_missing(tmp_path):
 def test_cells_of_other_settings_are_told(tmp_path):
     """A grid that was changed and not run to its end leaves a mixture."""
     folders = {c.name.rpartition("-")[0]: c.name for c in study()}
-    folders |= {"rte-16-1-lora": "rte-16-1-lora-k2"}
-    write(tmp_path, study(), GRID, cells=folders)
-    (line,) = read_results(tmp_path).header
-    assert line == "Cells with settings that are not the grid's (1): rte-16-1-lora-k1."
+    write(tmp_path / "same", study(), GRID, cells=folders)
+    assert read_results(tmp_path / "same").header == ()
+    folders |= {"rte-16-1-lora": "rte-16-1-lora-k2"}  # settings changed, not run again
+    del folders["cb-16-0-pemt"]  # not asked for any more
+    write(tmp_path / "other", study(), GRID, cells=folders)
+    (line,) = read_results(tmp_path / "other").header
+    assert line == (
+        "Cells that the last grid does not have with its settings (2): cb-16-0-pemt-k1; "
+        "rte-16-1-lora-k1."
+    )
 
 
 def test_a_cell_that_is_being_written_is_not_there(tmp_path):

@@ -67,13 +67,12 @@ class Asked:
         return f"Not run, as not defined: {_cut(lines)}." if lines else None
 
     def stale(self, cells: Iterable[Cell]) -> str | None:
-        """The cells that were run with other settings than the grid's present ones."""
-        other = [
-            cell.name for cell in cells if self.folders.get(_point(cell), cell.name) != cell.name
-        ]
-        if not other:
+        """The cells of an earlier grid in this folder, which may not compare with the others."""
+        other = [cell.name for cell in cells if self.folders.get(_point(cell)) != cell.name]
+        if not (self.folders and other):
             return None
-        return f"Cells with settings that are not the grid's ({len(other)}): {_cut(other)}."
+        what = "Cells that the last grid does not have with its settings"
+        return f"{what} ({len(other)}): {_cut(other)}."
 
     def missing(self, cells: Iterable[Cell], output: Path) -> str | None:
         """ "37 of 60 cells; missing: ...", or None where nothing is or nobody knows."""
