@@ -9,11 +9,18 @@ from typing import Any
 
 from pemt.errors import PemtError
 
+SWITCHES = (
+    "--json", "--overwrite", "--drop_head", "--write", "--private", "--costs", "--published",
+    "--latest",
+)  # fmt: skip
+"""Flags that may stand alone, and then mean true."""
+
 
 def commands() -> dict[str, Any]:
     """Name -> function, or a group of them."""
     from pemt.cli.adapt import adapt
     from pemt.cli.bench import methods, run, status
+    from pemt.cli.bench_table import table
     from pemt.cli.demo import demo
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
@@ -60,6 +67,7 @@ def commands() -> dict[str, Any]:
             "run": run,
             "status": status,
             "methods": methods,
+            "table": table,
         },
         "doctor": doctor,
     }
@@ -112,7 +120,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name[:2] + name[2:].replace("-", "_") + equals + value
-            if argument in ("--json", "--overwrite", "--drop_head", "--write", "--private"):
+            if argument in SWITCHES:
                 following = arguments[i + 1] if i + 1 < len(arguments) else ""
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
