@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pemt.bases import load_base
 from pemt.bench.cell import read_cells
 from pemt.bench.grid import Grid
 from pemt.bench.output import OutputFolder
 from pemt.bench.running import GridRun
-from pemt.bases import load_base
 from pemt.errors import PemtError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS

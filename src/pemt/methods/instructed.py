@@ -72,13 +72,17 @@ class InstructedModel(AdaptedModel):
         return embedded.detach()
 
     def _prompted(
-        self, input_ids: Tensor, attention_mask: Tensor | None, context: ForwardContext
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        context: ForwardContext,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self._start is not None and not self._disabled:
             # the words began with the start token: the text must not begin with another one
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             attention_mask = mask * (input_ids != self._start)
-        return super()._prompted(input_ids, attention_mask, context)
+        return super()._prompted(input_ids, attention_mask, context, labels)
 
     # -- the words run once --------------------------------------------------------------------
 
