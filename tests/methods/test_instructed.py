@@ -251,6 +251,9 @@ def test_labels_are_refused(tmp_path):
     ids, mask = tiny.batch()
     with pytest.raises(ConfigError, match="trains nothing"):
         model(ids, mask, labels=ids)
+    wanted = tiny.base("llama")(input_ids=ids, attention_mask=mask, labels=ids).loss
+    with model.disable():
+        assert torch.equal(model(ids, mask, labels=ids).loss, wanted)
 
 
 def test_as_many_as_fit_and_the_classes_alike(tmp_path):

@@ -98,6 +98,8 @@ class InstructedModel(AdaptedModel):
         Raises:
             ConfigError: labels.
         """
+        if self._disabled:
+            return super().forward(*args, labels=labels, **given)
         if labels is not None or len(args) > 2:
             raise ConfigError(
                 "Labels for a method that trains nothing", "score_answers gives likelihoods"
