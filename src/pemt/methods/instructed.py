@@ -92,19 +92,23 @@ class InstructedModel(AdaptedModel):
             torch.cat([input_ids, self.closing.expand(rows, -1)], 1), mask, context
         )
 
-    def forward(self, *args: Any, labels: Tensor | None = None, **given: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **given: Any,
+    ) -> Any:
         """As in `AdaptedModel`, without labels: nothing trains.
 
         Raises:
-            ConfigError: labels.
+            ConfigError: labels, outside `disable()`.
         """
-        if self._disabled:
-            return super().forward(*args, labels=labels, **given)
-        if labels is not None or len(args) > 2:
+        if labels is not None and not self._disabled:
             raise ConfigError(
                 "Labels for a method that trains nothing", "score_answers gives likelihoods"
             )
-        return super().forward(*args, **given)
+        return super().forward(input_ids, attention_mask, labels, **given)
 
     def _generate_uncached(
         self, input_ids: Tensor, embedded: Tensor, mask: Tensor, settings: dict[str, Any]
