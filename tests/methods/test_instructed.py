@@ -168,6 +168,8 @@ def test_zero_shot_reads_the_description_and_no_row(tmp_path):
 def test_what_is_said_about_the_answers(tmp_path):
     task = tiny.task(tmp_path)
     assert instruction(task) == "Given a text judge it\nAnswer with one of: bad, good."
+    named = replace(task, description="Given a text tell good from bad")
+    assert instruction(named) == named.description
     own = replace(task, option_columns=("a", "b"))
     assert instruction(own) == "Given a text judge it"
     number = tiny.task(tmp_path, kind="regression")
@@ -184,15 +186,74 @@ def test_demonstrations_read_as_training_rows(tmp_path):
     given = replace(given, train=given.train[:2])
     model = in_context(given)
     tokenizer = given.base.tokenizer
-    rendered = [f"{e.text}{CUE} {e.target}{tokenizer.eos_token}" for e in given.train]
-    tail = model.words.tolist()[len(zero_shot_words(tmp_path, given)) :]
-    ids = [tokenizer(r.replace("</s>", " </s>"))["input_ids"] for r in rendered]
-    assert tail in (ids[0] + ids[1], ids[1] + ids[0])
+    ids = [tokenizer(f"{e.text}{CUE} {e.target}")["input_ids"] for e in given.train]
+    opening = zero_shot(setting(tmp_path, validation=[])).words.tolist()
+    assert model.words.tolist() in (opening + ids[0] + ids[1], opening + ids[1] + ids[0])
     assert given.notes["demonstrations"] == given.notes["of"] == 2
 
 
-def zero_shot_words(folder, given):
-    return zero_shot(setting(folder, validation=[])).words.tolist()
+CHAT = (
+    "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT
+)
+
+
+@pytest.mark.parametrize("template", [CHAT, NO_SYSTEM])
+@pytest.mark.parametrize("build", [zero_shot, in_context])
+def test_a_chat_template_frames_texts_and_answers(tmp_path, template, build):
+    """The whole conversation as the template itself renders it, scored by the bare base."""
+    rows = setting(tmp_path).validation[:2]
+    given = setting(tmp_path, validation=[])
+    tokens = ("<system>", "<user>", "<assistant>")
+    tokenizer = tiny.tokenizer("decoder-only", *tokens)
+    tokenizer.chat_template = template
+    base = replace(given.base, tokenizer=tokenizer)
+    given = replace(given, base=base, train=given.train[:1])
+    model = build(given)
+    assert given.notes["chat"]
+    said = instruction(given.task)
+    turns = [("system", said)] if template is CHAT else []
+    opening = "" if turns else f"{said} "
+    shown = [(e.text, e.target) for e in given.train] if build is in_context else []
+    for text, answer in shown:
+        turns += [("user", f"{opening}{text}{CUE}"), ("assistant", answer)]
+        opening = ""
+    for row in rows:
+        asked = [*turns, ("user", f"{opening}{row.text}{CUE}")]
+        messages = [{"role": role, "content": content} for role, content in asked]
+        whole = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        wanted = tiny.log_likelihood(tiny.base("llama"), whole, [5, 6])
+        ids, mask = texts(replace(given, validation=rows[rows.index(row) :]), rows=1)
+        made = model.score_answers(ids, mask, [[5, 6]])[0, 0]
+        torch.testing.assert_close(made, wanted, atol=1e-4, rtol=0)
+
+
+def test_generation_with_and_without_a_cache(tmp_path):
+    given = setting(tmp_path, validation=[])
+    rows = setting(tmp_path).validation
+    model = InstructedModel(given, [5, 6, 7], [8, 9])
+    ids, mask = texts(replace(given, validation=rows))
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(ids, mask, **options)
+    assert torch.equal(model.generate(ids, mask, use_cache=False, **options), cached)
+    whole = torch.cat([torch.tensor([5, 6, 7]), ids[0][mask[0].bool()], torch.tensor([8, 9])])
+    bare = tiny.base("llama").generate(whole[None], **options)[0, len(whole) :]
+    assert cached[0, : len(bare)].tolist() == bare.tolist()
+
+
+def test_labels_are_refused(tmp_path):
+    model = zero_shot(setting(tmp_path))
+    ids, mask = tiny.batch()
+    with pytest.raises(ConfigError, match="trains nothing"):
+        model(ids, mask, labels=ids)
+    wanted = tiny.base("llama")(input_ids=ids, attention_mask=mask, labels=ids).loss
+    with model.disable():
+        assert torch.equal(model(ids, mask, labels=ids).loss, wanted)
 
 
 def test_as_many_as_fit_and_the_classes_alike(tmp_path):

@@ -2,12 +2,15 @@
 
 Words go before the text, as fixed embeddings `[P, D]` in the place of a prompt:
 
-zero-shot    what the task is                               | the text, "\\nanswer:"
-in-context   what the task is, (text, answer), (text, ..), ...| the text, "\\nanswer:"
+zero-shot    what the task is                                 | the text, "\\nanswer:"
+in-context   what the task is, (text, answer), (text, answer) | the text, "\\nanswer:"
 
-Contextual calibration (Zhao et al. 2021, 2102.09690) divides the probabilities of the label words by
-those of inputs without content, `log p(y|x) - log mean_c p(y|c)`; it is used where it did better on
-the validation rows.
+A tokenizer's chat template, where there is one, frames what is said, texts and answers; what it
+puts between a user's words and the assistant's also follows the text, `[Q, D]`.
+
+Contextual calibration (Zhao et al. 2021, 2102.09690) divides the probabilities of the label words
+by those of inputs without content, `log p(y|x) - log mean_c p(y|c)`; it is used where it did better
+on the validation rows.
 
 The words are the same for every text, so their keys and values are computed once.
 """
@@ -17,7 +20,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +32,7 @@ from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.nn import ForwardContext
 from pemt.tasks import Example, Task
-from pemt.tasks.encoding import Collator, encode, encode_prompts_only, label_word_ids
+from pemt.tasks.encoding import IGNORED, Collator, encode, encode_prompts_only, label_word_ids
 from pemt.tasks.metrics import compute
 from pemt.training.evaluating import SOURCE_LENGTH, lengths, predict
 from pemt.training.settings import TrainSettings
@@ -49,20 +53,22 @@ class InstructedModel(AdaptedModel):
 
     Args:
         setting: its base is used as it is.
-        words: token ids.
+        words: token ids before the text.
+        closing: token ids after the text.
     """
 
     words: Tensor
+    closing: Tensor
     prior: Tensor | None = None
     """Log-probabilities of the label words for inputs without content, `[C]`, if they count."""
 
-    def __init__(self, setting: Setting, words: Sequence[int]) -> None:
+    def __init__(self, setting: Setting, words: Sequence[int], closing: Sequence[int] = ()) -> None:
         base = setting.base
         super().__init__(base.model, backbone=base.backbone)
-        ids = torch.tensor(list(words), device=base.model.device)
-        self.register_buffer("words", ids, persistent=False)
-        start = base.tokenizer("")["input_ids"][:1]
-        self._start = start[0] if start == [base.tokenizer.bos_token_id] else None
+        for name, ids in (("words", words), ("closing", closing)):
+            tokens = torch.tensor(list(ids), dtype=torch.long, device=base.model.device)
+            self.register_buffer(name, tokens, persistent=False)
+        self._start = start_of(base.tokenizer)
         self._labels: list[list[int]] | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
 
@@ -78,11 +84,43 @@ class InstructedModel(AdaptedModel):
         context: ForwardContext,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if self._start is not None and not self._disabled:
-            # the words began with the start token: the text must not begin with another one
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            attention_mask = mask * (input_ids != self._start)
-        return super()._prompted(input_ids, attention_mask, context, labels)
+        if self._disabled:
+            return super()._prompted(input_ids, attention_mask, context, labels)
+        rows = len(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        # the words began with the start tokens: the text must not begin with them again
+        for token in self._start:
+            mask = mask * (input_ids != token)
+        mask = torch.cat([mask, mask.new_ones(rows, len(self.closing))], 1)
+        return super()._prompted(
+            torch.cat([input_ids, self.closing.expand(rows, -1)], 1), mask, context
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **given: Any,
+    ) -> Any:
+        """As in `AdaptedModel`, without labels: nothing trains.
+
+        Raises:
+            ConfigError: labels, outside `disable()`.
+        """
+        if labels is not None and not self._disabled:
+            raise ConfigError(
+                "Labels for a method that trains nothing", "score_answers gives likelihoods"
+            )
+        return super().forward(input_ids, attention_mask, labels, **given)
+
+    def _generate_uncached(
+        self, input_ids: Tensor, embedded: Tensor, mask: Tensor, settings: dict[str, Any]
+    ) -> Any:
+        closing = self.closing.expand(len(input_ids), -1)
+        return super()._generate_uncached(
+            torch.cat([input_ids, closing], 1), embedded, mask, settings
+        )
 
     # -- the words run once --------------------------------------------------------------------
 
@@ -181,7 +219,8 @@ def zero_shot(setting: Setting) -> InstructedModel:
     Args:
         setting: the validation rows decide on calibration; the training rows are not used.
     """
-    return _ready(setting, _opening(setting))
+    frame = frame_of(setting.base.tokenizer, setting.task)
+    return _ready(setting, frame.opening, frame.reply)
 
 
 def in_context(setting: Setting, *, context: int = CONTEXT) -> InstructedModel:
@@ -201,9 +240,9 @@ def in_context(setting: Setting, *, context: int = CONTEXT) -> InstructedModel:
         raise DataError(
             f"No training rows of task {setting.task.name!r} to show", "give at least one"
         )
-    opening = _opening(setting)
-    room = min(context, _room(setting)) - len(opening)
-    shown = [_demonstration(setting, e) for e in _in_turn(setting)]
+    frame = frame_of(setting.base.tokenizer, setting.task)
+    room = min(context, _room(setting)) - len(frame.opening) - len(frame.reply)
+    shown = [_demonstration(setting, frame, e) for e in _in_turn(setting)]
     fitting = 0
     while fitting < len(shown) and sum(map(len, shown[: fitting + 1])) <= room:
         fitting += 1
@@ -219,21 +258,60 @@ def in_context(setting: Setting, *, context: int = CONTEXT) -> InstructedModel:
     chosen = shown[:fitting]
     random.Random(setting.init_seed).shuffle(chosen)
     setting.notes.update(demonstrations=fitting, of=len(shown))
-    return _ready(setting, [*opening, *(token for one in chosen for token in one)])
+    words = [*frame.opening, *(token for one in chosen for token in one)]
+    return _ready(setting, words, frame.reply)
 
 
-def _opening(setting: Setting) -> list[int]:
-    """The start token, where texts begin with one, and what the task is."""
-    tokenizer = setting.base.tokenizer
-    start = tokenizer("")["input_ids"][:1]
-    begins = start == [tokenizer.bos_token_id]
-    return [*(start if begins else []), *_ids(tokenizer, f"{instruction(setting.task)}\n\n")]
+def start_of(tokenizer: Any) -> list[int]:
+    """The start token, for tokenizers that put one before every text (Llama), else nothing."""
+    start = list(tokenizer("")["input_ids"][:1])
+    return start if start == [tokenizer.bos_token_id] else []
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Token ids around texts: `opening, text, reply, answer, turn, text, reply, answer, ...`."""
+
+    opening: list[int]
+    reply: list[int]
+    turn: list[int]
+
+
+def frame_of(tokenizer: Any, task: Task) -> Frame:
+    """The tokenizer's chat template cut at the texts; without one, plain words and blank lines."""
+    from jinja2 import TemplateError
+
+    said = instruction(task)
+    user, assistant, again = (f"[[[{i}]]]" for i in range(3))
+    turns = [
+        {"role": "user", "content": user}, {"role": "assistant", "content": assistant},
+        {"role": "user", "content": again},
+    ]  # fmt: skip
+    first = {"role": "user", "content": f"{said}\n\n{user}"}
+    for messages in ([{"role": "system", "content": said}, *turns], [first, *turns[1:]]):
+        if not getattr(tokenizer, "chat_template", None):
+            break
+        try:
+            whole = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError:  # some templates have no system turn
+            continue
+        opening, _, rest = whole.partition(user)
+        _, _, rest = rest.partition(assistant)
+        turn, _, reply = rest.partition(again)
+        if said in opening and reply:
+            return Frame(*(_ids(tokenizer, part) for part in (opening, reply, turn)))
+    plain = [*start_of(tokenizer), *_ids(tokenizer, f"{said}\n\n")]
+    return Frame(plain, [], _ids(tokenizer, "\n\n"))
 
 
 def instruction(task: Task) -> str:
     """What the task is, and the answers it allows, in words."""
     said = task.description.strip()
-    if task.kind == "classification" and not task.option_columns:
+    # most descriptions name the answers already
+    unnamed = not all(word in said for word in task.labels)
+    if task.kind == "classification" and not task.option_columns and unnamed:
         said += f"\nAnswer with one of: {', '.join(task.labels)}."
     if task.kind == "regression" and task.score_range:
         low, high = task.score_range
@@ -262,19 +340,17 @@ def _in_turn(setting: Setting) -> list[Example]:
     return [group[i] for i in range(turns) for group in ordered if i < len(group)]
 
 
-def _demonstration(setting: Setting, example: Example) -> list[int]:
-    """A text, its cue and its answer as training renders them, end token included; a blank line."""
+def _demonstration(setting: Setting, frame: Frame, example: Example) -> list[int]:
+    """A text with its cue, and its answer, as training renders them but for the end token."""
     tokenizer, family = setting.base.tokenizer, setting.base.backbone.family
     row = encode(
         [example], setting.task, tokenizer, family,
         max_source_length=setting.max_source_length or SOURCE_LENGTH,
         max_target_length=TrainSettings().max_target_length,
-    )[0]["input_ids"]  # fmt: skip
-    ids = list(row)  # type: ignore[arg-type]
-    start = tokenizer("")["input_ids"][:1]
-    if start == [tokenizer.bos_token_id]:
-        ids = ids[1:]
-    return [*ids, *_ids(tokenizer, "\n")]
+    )[0]  # fmt: skip
+    ids, labels = (cast("list[int]", row[name]) for name in ("input_ids", "labels"))
+    begins, answered = len(start_of(tokenizer)), labels.count(IGNORED)
+    return [*ids[begins:answered], *frame.reply, *ids[answered:-1], *frame.turn]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -282,10 +358,10 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _ready(setting: Setting, words: Sequence[int]) -> InstructedModel:
+def _ready(setting: Setting, words: Sequence[int], closing: Sequence[int] = ()) -> InstructedModel:
     """The model, calibrated where the validation rows say that it helps."""
-    model = InstructedModel(setting, words)
-    setting.notes["words"] = len(words)
+    model = InstructedModel(setting, words, closing)
+    setting.notes.update(words=len(words) + len(closing), chat=bool(closing))
     with model.attaching():
         if setting.task.kind == "classification" and not setting.task.option_columns:
             setting.notes["calibration"] = _calibrate(model, setting)

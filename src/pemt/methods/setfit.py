@@ -14,11 +14,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import statistics
 import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +211,7 @@ def _steps(setting: Setting, limits: dict[str, Any]) -> int:
     encoded = encode_prompts_only(
         rows, setting.task, setting.base.tokenizer, "encoder-only", **limits
     )
-    tokens = sum(len(e["input_ids"]) for e in encoded) / len(encoded)  # type: ignore[arg-type]
+    tokens = statistics.fmean(len(cast("list[int]", e["input_ids"])) for e in encoded)
     as_others = math.ceil(TrainSettings().epochs * len(rows) / (2 * BATCH))
     limit = max(int(TOKENS / (2 * BATCH * tokens)), as_others)
     steps = min(epoch, limit)
