@@ -120,7 +120,7 @@ def _rates(encoder_only: float, decoder_only: float, encoder_decoder: float) -> 
 
 
 _USUAL = _rates(2e-3, 1e-3, 1e-3)
-_PROMPTS = _rates(2e-2, 2e-2, 3e-1)
+_PROMPTS = _rates(2e-3, 2e-2, 3e-1)
 _PEMT: dict[str, Any] = {
     "paper": "Lin et al. 2024, arXiv 2402.15082", "builder": "pemt.methods.pemt:build",
     "learning_rates": _USUAL, "library": "experts",
