@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pemt.bases import load_base
 from pemt.bench.cell import read_cells
 from pemt.bench.grid import Grid
 from pemt.bench.output import OutputFolder
 from pemt.bench.running import GridRun
-from pemt.bases import load_base
 from pemt.errors import PemtError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
@@ -69,9 +69,7 @@ def test_what_a_cell_holds_is_what_adapt_gives(folder):
     (cell,) = go(path).cells
     base = load_base(folder / "bert", precision="float32")
     grid = Grid.from_file(path)
-    settings = grid.settings.changed(
-        init_seed=3, order_seed=3, checkpoints=False, report_to="none"
-    )
+    settings = grid.settings.changed(init_seed=3, order_seed=3, checkpoints=False, report_to="none")
     result = adapt(
         base, grid.tasks[0].task, ExpertLibrary(folder / "experts"), shots=4, data_seed=3,
         method="pemt", settings=settings, learning_rates=[0.001, 0.01], test_rows=9,
@@ -204,7 +202,7 @@ def test_what_a_killed_writer_left_is_cleared_up(folder):
     (half / "cell.json").unlink()
     assert go(path).cells[0].metrics == cell.metrics
     assert places.leftovers(folder / "out") == []
-    assert list(read_cells(folder / "out"))[0].name == cell.name
+    assert [c.name for c in read_cells(folder / "out")] == [cell.name]
 
 
 def test_too_few_rows_fail_alone(folder):
@@ -214,7 +212,9 @@ def test_too_few_rows_fail_alone(folder):
     assert sorted(run.tally.failed) == sorted(
         j.name for j in run.plan.jobs if j.shots == 30
     )  # fmt: skip
-    error = json.loads(next((folder / "out" / "cells").glob("one-30-0-probe-*/error.json")).read_text())
+    error = json.loads(
+        next((folder / "out" / "cells").glob("one-30-0-probe-*/error.json")).read_text()
+    )
     assert "want 30" in error["message"]
     assert (error["task"], error["method"], error["shots"]) == ("one", "probe", 30)
     summary = "\n".join(run.tally.lines())
@@ -278,7 +278,9 @@ def test_methods_that_are_not_defined_are_no_failures(folder):
     run = go(path)
     assert run.ran == ["one-4-0-probe"]
     assert run.tally.failed == {}
-    assert list(run.tally.refused) == [METHODS["zero-shot"].refusal("encoder-only", "classification")]
+    assert list(run.tally.refused) == [
+        METHODS["zero-shot"].refusal("encoder-only", "classification")
+    ]
     tiny.task(folder, "words", kind="generation")
     tasks = [str(folder / "words.yaml"), str(folder / "one.yaml")]
     run = go(places.grid(folder, methods=["adapter", "bitfit"], data_seeds=1, tasks=tasks),
