@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pemt.bench.running import GridRun
 from pemt.errors import PemtError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
-from pemt.training import adapt
+from pemt.training import adapt, fitting
 from tests import tiny
 from tests.bench import places
 
@@ -170,6 +171,22 @@ def test_the_learning_rate_is_chosen_without_the_test_rows(folder):
     best = max(honest.tried.values())
     assert honest.validation == best
     assert honest.tried[f"{honest.learning_rate:g}"] == best
+
+
+def test_train_seconds_hold_no_validation(folder, monkeypatch):
+    real = fitting.evaluate
+
+    def slowly(*args, **kwargs):
+        time.sleep(0.5)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(fitting, "evaluate", slowly)
+    given = {"methods": ["adapter"], "data_seeds": 1, "learning_rates": [1e-3, 1e-2]}
+    (cell,) = go(places.grid(folder, **given)).cells
+    assert 0 < cell.train_seconds < cell.seconds - 2 * 0.5
+    (probe,) = go(places.grid(folder, methods=["probe"], data_seeds=1)).cells
+    assert 0 < probe.train_seconds < probe.seconds, "a probe is fitted while it is built"
+    assert (probe.tried, probe.learning_rate, probe.validation) == ({}, None, None)
 
 
 def test_an_interrupted_run_leaves_whole_cells_and_goes_on(folder):

@@ -108,5 +108,6 @@ def read_cells(output: Path) -> Iterator[Cell]:
     if not folder.is_dir():
         raise DataError(f"{output} holds no cells", "give the output folder of `pemt bench run`")
     for path in sorted(folder.iterdir()):
-        if (path / CELL).is_file():
+        # a hidden folder is one that is being written, or that a killed run left
+        if not path.name.startswith(".") and (path / CELL).is_file():
             yield read_cell(path)

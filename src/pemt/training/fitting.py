@@ -93,15 +93,6 @@ def fit(
         patience=settings.patience if validation else None,
         folder=folder if keep else None,
     )
-    judged = 0.0
-
-    def score() -> dict[str, float]:
-        nonlocal judged
-        begun = time.perf_counter()
-        metrics = evaluate(model, task, tokenizer, validation, settings)[0]
-        judged += time.perf_counter() - begun
-        return metrics
-
     with contextlib.ExitStack() as stack:
         if folder is None:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="pemt-"))
@@ -147,7 +138,7 @@ def fit(
             train_dataset=rows,
             eval_dataset=rows if validation else None,
             data_collator=Collator(tokenizer, model.family, side=side_of(model.family)),
-            score=score,
+            score=lambda: evaluate(model, task, tokenizer, validation, settings)[0],
             callbacks=[best],
         )
         if not progress:
@@ -160,7 +151,7 @@ def fit(
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
-        steps = trainer.state.global_step
+        steps, training = trainer.state.global_step, seconds - trainer.judged
     best.restore()
     model.eval()
     del trainer
@@ -172,7 +163,7 @@ def fit(
             (Path(place) / name).unlink(missing_ok=True)
     value = best.best[0] if best.best is not None else None
     step = best.step if best.step >= 0 else steps
-    return Fit(step, value, steps, seconds, best.history, seconds - judged)
+    return Fit(step, value, steps, seconds, best.history, training)
 
 
 def _identity(
