@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pemt.bench.running import GridRun
 from pemt.errors import PemtError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
-from pemt.training import adapt
+from pemt.training import adapt, fitting
 from tests import tiny
 from tests.bench import places
 
@@ -69,9 +70,7 @@ def test_what_a_cell_holds_is_what_adapt_gives(folder):
     (cell,) = go(path).cells
     base = load_base(folder / "bert", precision="float32")
     grid = Grid.from_file(path)
-    settings = grid.settings.changed(
-        init_seed=3, order_seed=3, checkpoints=False, report_to="none"
-    )
+    settings = grid.settings.changed(init_seed=3, order_seed=3, checkpoints=False, report_to="none")
     result = adapt(
         base, grid.tasks[0].task, ExpertLibrary(folder / "experts"), shots=4, data_seed=3,
         method="pemt", settings=settings, learning_rates=[0.001, 0.01], test_rows=9,
@@ -174,6 +173,22 @@ def test_the_learning_rate_is_chosen_without_the_test_rows(folder):
     assert honest.tried[f"{honest.learning_rate:g}"] == best
 
 
+def test_train_seconds_hold_no_validation(folder, monkeypatch):
+    real = fitting.evaluate
+
+    def slowly(*args, **kwargs):
+        time.sleep(0.5)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(fitting, "evaluate", slowly)
+    given = {"methods": ["adapter"], "data_seeds": 1, "learning_rates": [1e-3, 1e-2]}
+    (cell,) = go(places.grid(folder, **given)).cells
+    assert 0 < cell.train_seconds < cell.seconds - 2 * 0.5
+    (probe,) = go(places.grid(folder, methods=["probe"], data_seeds=1)).cells
+    assert 0 < probe.train_seconds < probe.seconds, "a probe is fitted while it is built"
+    assert (probe.tried, probe.learning_rate, probe.validation) == ({}, None, None)
+
+
 def test_an_interrupted_run_leaves_whole_cells_and_goes_on(folder):
     path = places.grid(folder)
     made = []
@@ -204,7 +219,7 @@ def test_what_a_killed_writer_left_is_cleared_up(folder):
     (half / "cell.json").unlink()
     assert go(path).cells[0].metrics == cell.metrics
     assert places.leftovers(folder / "out") == []
-    assert list(read_cells(folder / "out"))[0].name == cell.name
+    assert [c.name for c in read_cells(folder / "out")] == [cell.name]
 
 
 def test_too_few_rows_fail_alone(folder):
@@ -214,7 +229,9 @@ def test_too_few_rows_fail_alone(folder):
     assert sorted(run.tally.failed) == sorted(
         j.name for j in run.plan.jobs if j.shots == 30
     )  # fmt: skip
-    error = json.loads(next((folder / "out" / "cells").glob("one-30-0-probe-*/error.json")).read_text())
+    error = json.loads(
+        next((folder / "out" / "cells").glob("one-30-0-probe-*/error.json")).read_text()
+    )
     assert "want 30" in error["message"]
     assert (error["task"], error["method"], error["shots"]) == ("one", "probe", 30)
     summary = "\n".join(run.tally.lines())
@@ -278,7 +295,9 @@ def test_methods_that_are_not_defined_are_no_failures(folder):
     run = go(path)
     assert run.ran == ["one-4-0-probe"]
     assert run.tally.failed == {}
-    assert list(run.tally.refused) == [METHODS["zero-shot"].refusal("encoder-only", "classification")]
+    assert list(run.tally.refused) == [
+        METHODS["zero-shot"].refusal("encoder-only", "classification")
+    ]
     tiny.task(folder, "words", kind="generation")
     tasks = [str(folder / "words.yaml"), str(folder / "one.yaml")]
     run = go(places.grid(folder, methods=["adapter", "bitfit"], data_seeds=1, tasks=tasks),

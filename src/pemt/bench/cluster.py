@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -106,8 +107,9 @@ class Cluster:
         if address == "local":
             where |= {"num_cpus": cpus, "include_dashboard": False}
         try:
+            _knock(address)
             self._ray.init(log_to_driver=False, logging_level="ERROR", **where)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"No Ray cluster answers at {address!r}: {error}",
                 "give the address that `ray start --head` printed, or local",
@@ -173,6 +175,17 @@ class Cluster:
         self._running = {}
         if self._started:
             self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anything listens at host:port: Ray itself would wait for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ray() -> Any:

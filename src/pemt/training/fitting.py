@@ -145,15 +145,6 @@ def run(
         patience=settings.patience if score else None,
         folder=folder if keep else None,
     )
-    judged = 0.0
-
-    def judge() -> dict[str, float]:
-        nonlocal judged
-        begun = time.perf_counter()
-        metrics = score() if score else {}
-        judged += time.perf_counter() - begun
-        return metrics
-
     with contextlib.ExitStack() as stack:
         if folder is None:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="pemt-"))
@@ -199,7 +190,7 @@ def run(
             train_dataset=rows,
             eval_dataset=rows if score else None,
             data_collator=collate,
-            score=judge,
+            score=score or dict,
             callbacks=[best],
         )
         if not progress:
@@ -212,7 +203,7 @@ def run(
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
-        steps = trainer.state.global_step
+        steps, training = trainer.state.global_step, seconds - trainer.judged
     best.restore()
     model.eval()
     del trainer
@@ -224,7 +215,7 @@ def run(
             (Path(place) / name).unlink(missing_ok=True)
     value = best.best[0] if best.best is not None else None
     step = best.step if best.step >= 0 else steps
-    return Fit(step, value, steps, seconds, best.history, seconds - judged)
+    return Fit(step, value, steps, seconds, best.history, training)
 
 
 def _identity(

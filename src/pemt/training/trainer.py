@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
 
     control: Any
     state: Any
+    judged: float = 0.0
+    """Seconds spent on `score` so far."""
 
     def __init__(self, *, score: Callable[[], dict[str, float]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -92,7 +95,9 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Score the model's answers on validation and tell the callbacks."""
         del eval_dataset, ignore_keys  # `score` has its own rows
+        begun = time.perf_counter()
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._score().items()}
+        self.judged += time.perf_counter() - begun
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
