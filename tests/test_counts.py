@@ -168,7 +168,6 @@ COMPUTED = {  # what building works out from rows, which a base without storage 
 def built(name, folder, monkeypatch) -> tuple[AdaptedModel, dict[str, object]]:
     """A method's model on T5-base without storage, and its notes."""
     method = METHODS[name]
-    pytest.importorskip(method.builder.partition(":")[0])
     if name in COMPUTED:
         function, answer = COMPUTED[name]
         monkeypatch.setattr(f"pemt.methods.{name}.{function}", answer)
@@ -185,8 +184,6 @@ def built(name, folder, monkeypatch) -> tuple[AdaptedModel, dict[str, object]]:
 
 @pytest.mark.parametrize("name", BY_GRADIENT)
 def test_the_page_prints_what_trains_on_t5_base(name, tmp_path, monkeypatch):
-    if name == "pemt-no-mixture":  # its gates go with the mixture's other variants
-        pytest.importorskip("pemt.methods.frozen")
     model, _ = built(name, tmp_path, monkeypatch)
     assert f"{model.parameter_counts()[0]:,}" == rows()[name]["count"]
 
@@ -225,6 +222,8 @@ def test_the_other_loras():
     for rank in (8, 32):
         count = 36 * 2 * rank * (WIDTH + WIDTH)
         assert f"{count:,}" in PAGE.read_text(encoding="utf-8")
+
+
 def source_prompts(rows=100) -> list[Expert]:
     """Six of 100 rows, as if tuned together."""
     made = []
