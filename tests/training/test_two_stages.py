@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from pemt.errors import ConfigError, ExpertError, UnknownNameError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
 from pemt.model import PemtConfig, PemtModel, SourceConfig
-from pemt.training import adapt, train_source
+from pemt.training import adapt, sourcing, train_source
 from tests import tiny
 
 CONFIG = PemtConfig(reduction=4, prompt_scale=0.1)
@@ -78,6 +79,23 @@ def test_experts_are_in_the_library_whole(run):
 def test_a_name_that_is_taken_is_refused_before_training(run):
     with pytest.raises(ConfigError, match="already has an expert 'one'"):
         train_source(run.base, tiny.task(run.place, "one"), run.library, progress=False)
+
+
+@pytest.mark.parametrize(("said", "constant"), [(["bad"], "bad"), (["bad", "good"], None)])
+def test_an_expert_that_always_says_the_same_is_told(tmp_path, monkeypatch, said, constant):
+    real = sourcing.evaluate
+
+    def evaluate(model, task, tokenizer, test, settings, **rest):
+        metrics, made = real(model, task, tokenizer, test, settings, **rest)
+        texts = [said[i % len(said)] for i in range(len(test))]
+        return metrics, replace(made, texts=texts)
+
+    monkeypatch.setattr(sourcing, "evaluate", evaluate)
+    made = train_source(
+        tiny.loaded("bert"), tiny.task(tmp_path, "one"), tmp_path / "library",
+        config=SourceConfig(rank=4, alpha=8), settings=tiny.settings(max_steps=1), progress=False,
+    )  # fmt: skip
+    assert made.constant == constant
 
 
 def test_the_saved_model_answers_as_the_trained_one(run):

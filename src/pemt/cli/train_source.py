@@ -75,8 +75,15 @@ def train_source(
         data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
     )  # fmt: skip
     if json:
-        print(json_format.dumps({"name": made.name, "metrics": made.metrics, "run": str(folder)}))
+        shown = {"name": made.name, "metrics": made.metrics, "constant": made.constant}
+        print(json_format.dumps({**shown, "run": str(folder)}))
         return 0
     scores = ", ".join(f"{k} {v:.3f}" for k, v in made.metrics.items() if k != "n")
     print(f"Expert {made.name!r} is in {library}: {scores} on {made.metrics['n']:.0f} test rows.")
+    if made.constant is not None:
+        print(
+            f"It answers {made.constant!r} to every test row: it has learnt nothing, and can spoil a "
+            "mixture. Train it again (--overwrite true) with a lower --settings.learning_rate, more "
+            "rows or more epochs, or remove it (pemt experts remove)."
+        )
     return 0

@@ -45,11 +45,14 @@ class SourceResult:
         name: of the expert in the library.
         metrics: on the task's test rows.
         fit: how training went.
+        constant: the answer it gave to every test row, or None where its answers differ. An expert
+            that always says the same has learnt nothing, and can take a mixture's gates.
     """
 
     name: str
     metrics: dict[str, float]
     fit: Fit
+    constant: str | None = None
 
 
 def outputs_of(task: Task, family: str) -> int | None:
@@ -202,7 +205,9 @@ def train_source(
     if folder is not None:
         write_json(folder / "run.json", run_record(stage="source", **_plain(info)))
         write_json(folder / "results.json", {"metrics": metrics, "fit": fitted.__dict__})
-    return SourceResult(name, metrics, fitted)
+    said = set(made.texts)
+    constant = said.pop() if len(said) == 1 and len({e.target for e in test}) > 1 else None
+    return SourceResult(name, metrics, fitted, constant)
 
 
 def _plain(info: ExpertInfo) -> dict[str, Any]:
