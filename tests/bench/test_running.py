@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pemt.bases import load_base
@@ -61,6 +62,25 @@ def test_finished_cells_are_not_run_again(folder):
     more = go(places.grid(folder, data_seeds=3, methods=["probe"]))
     assert more.ran == ["one-4-2-probe"]
     assert places.leftovers(folder / "out") == []
+
+
+def test_a_cell_in_this_process_gets_the_cores_it_was_promised(folder):
+    before, seen = torch.get_num_threads(), []
+
+    def work(place, job, rows):
+        seen.append(torch.get_num_threads())
+        return places.run_cell(place, job, rows)
+
+    path = places.grid(folder, methods=["probe"], data_seeds=1)
+    try:
+        torch.set_num_threads(2)
+        go(path, work=work, base=tiny.loaded("bert"), cell_cpus=1)
+        assert seen == [1]
+        assert torch.get_num_threads() == 2  # this process has its own back
+        go(places.grid(folder, methods=["probe"], data_seeds=[7]), work=work)
+        assert seen == [1, 2]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_a_cell_holds_is_what_adapt_gives(folder):

@@ -116,8 +116,13 @@ class Alone:
     size = 1
 
     def __init__(self, place: Workplace, folder: OutputFolder, work: Work = run_cell) -> None:
+        import torch
+
         self._place, self._folder, self._work = place, folder, work
         self._waiting: tuple[Job, FewShot, int] | None = None
+        self._threads_before = torch.get_num_threads()
+        if place.threads is not None:
+            torch.set_num_threads(place.threads)
 
     def free(self) -> bool:
         """Whether nothing is waiting to be made."""
@@ -141,7 +146,10 @@ class Alone:
         return [report]
 
     def stop(self) -> None:
-        """Nothing is left running."""
+        """Nothing is left running; the process has its own number of threads back."""
+        import torch
+
+        torch.set_num_threads(self._threads_before)
 
 
 class Workers:

@@ -175,6 +175,7 @@ class GridRun:
                 cpus=cpus, gpus=self._cell_gpus,
             )  # fmt: skip
         if self._workers == 1:
+            place.threads = self._cell_cpus
             return Alone(place, self.folder, self._work)
         workers = self._workers or 1
         place.threads = self._cell_cpus or max(1, cores() // workers)

@@ -82,8 +82,8 @@ def train_source(
     print(f"Expert {made.name!r} is in {library}: {scores} on {made.metrics['n']:.0f} test rows.")
     if made.constant is not None:
         print(
-            f"It answers {made.constant!r} to every test row: it has learnt nothing, and can spoil a "
-            "mixture. Train it again (--overwrite true) with a lower --settings.learning_rate, more "
-            "rows or more epochs, or remove it (pemt experts remove)."
+            f"It answers {made.constant!r} to every test row: it has learnt nothing, and can spoil "
+            "a mixture. Train it again (--overwrite true) with a lower --settings.learning_rate, "
+            "more rows or more epochs, or remove it (pemt experts remove)."
         )
     return 0
