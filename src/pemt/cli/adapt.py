@@ -56,7 +56,7 @@ def adapt(
         shots: labels per class (regression and generation: in all); default: the whole split.
         data_seed: of the draw of labels.
         validation: "shots": select on as few labels as you train on; "full": on the whole split.
-        method: pemt, single, lora, adapter or probe.
+        method: a name of `pemt bench methods`, such as lora; docs/methods.md says what each trains.
         learning_rates: choose among these on validation.
         test_rows: score at most this many test rows.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
