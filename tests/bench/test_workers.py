@@ -43,7 +43,7 @@ def started(path: Path, *more: str, work: str = "work_slowly") -> subprocess.Pop
     )  # fmt: skip
 
 
-def until(condition, process=None, seconds=90):
+def until(condition, process=None, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
@@ -55,7 +55,7 @@ def until(condition, process=None, seconds=90):
 def gone(folder):
     """Wait until no process that made a cell is there any more."""
     pids = {int(line.split()[1]) for line in (folder / "made.txt").read_text().splitlines()}
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=20)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=120)
 
 
 def check_deaths(folder: Path, run: GridRun) -> None:
@@ -94,7 +94,7 @@ def test_two_runs_at_once_make_every_cell_once(folder):
     until(lambda: (folder / "made.txt").exists(), other)
     run = GridRun(Grid.from_file(path), work=places.work_slowly)
     assert len(run.go()) == 8
-    answer = json.loads(other.communicate(timeout=120)[0])
+    answer = json.loads(other.communicate(timeout=300)[0])
     assert other.returncode == 0
     made = places.made(folder)
     assert len(made) == 8
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder):
     run = started(path, "--workers", "2")
     until(lambda: len(places.cells(folder / "out")) >= 2, run)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=300)
     assert run.returncode == 130
     assert "of 12 cells are finished" in said
     assert "run the same command again to go on" in said
