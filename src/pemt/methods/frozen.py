@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from typing_extensions import Self
 
 from pemt.backbones import Site
 from pemt.errors import ConfigError
@@ -16,6 +15,9 @@ from pemt.model import AdaptedModel
 from pemt.model.coverage import banks, expert_sites
 from pemt.nn import ExpertBank
 from pemt.training.sourcing import outputs_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FrozenExperts(AdaptedModel):
