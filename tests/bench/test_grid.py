@@ -163,17 +163,3 @@ def test_a_name_that_is_no_folder(tmp_path):
         GridTask(task=replace(Task.named("cb"), name="a/b"))
     with pytest.raises(PemtError, match=r"learning_rates=\[-1\]"):
         GridMethod(name="lora", learning_rates=(-1,))
-
-
-GRIDS = sorted((Path(__file__).parents[2] / "recipes" / "bench").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)
-def test_every_recipe_is_a_grid_that_its_base_can_run(path):
-    grid = Grid.from_file(path)
-    family = {"minilm": "encoder-only", "smollm2": "decoder-only"}[grid.base]
-    assert len(grid.data_seeds) >= 2
-    for method in grid.chosen:
-        assert any(method.method.refusal(family, t.task.kind) is None for t in grid.targets)
-        if method.method.library != "none":
-            assert method.method.library in grid.libraries

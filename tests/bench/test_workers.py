@@ -123,13 +123,13 @@ def test_a_killed_run_is_finished_by_the_next(folder):
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder):
-    path = places.grid(folder, data_seeds=6)
+    path = places.grid(folder, data_seeds=60)  # far from done when it is interrupted
     run = started(path, "--workers", "2")
     until(lambda: len(places.cells(folder / "out")) >= 2, run)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=300)
     assert run.returncode == 130
-    assert "of 12 cells are finished" in said
+    assert "of 120 cells are finished" in said
     assert "run the same command again to go on" in said
     assert "Traceback" not in said
     assert places.leftovers(folder / "out") == []

@@ -93,13 +93,21 @@ def test_methods_are_listed(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipe(path, monkeypatch):
+def test_recipe(path):
     grid = Grid.from_file(path)
     text = path.read_text(encoding="utf-8")
     assert f"pemt bench run recipes/bench/{path.name}" in text
-    assert all(m.method.refusal("encoder-only", "classification") is None for m in grid.chosen)
-    (experts,) = re.findall(r"for task in (.*); do", text)
-    assert experts.split() == grid.experts, "the comment trains what the grid uses"
+    family = {"minilm": "encoder-only", "smollm2": "decoder-only"}[grid.base]
+    for m in grid.chosen:
+        assert any(m.method.refusal(family, t.task.kind) is None for t in grid.targets)
+        assert m.method.library in ("none", *grid.libraries)
+    other = re.search(r"Experts as in (\S+\.yaml)", text)
+    if other:
+        text = (path.parent / other[1]).read_text(encoding="utf-8")
+    trained = re.findall(r"train (\w+) \d", text)
+    for names in re.findall(r"(?:for task in|--sources) ([\w ]+)", text):
+        trained += names.split()
+    assert set(trained) == set(grid.experts), "the comment trains what the grid uses"
     if path.stem == "offline":
         for name in grid.experts:
             source = ROOT / "recipes" / "offline" / f"minilm-source-{name}.yaml"
