@@ -29,7 +29,9 @@ def folder(tmp_path, monkeypatch):
 def started(path: Path, *more: str, work: str = "work_slowly") -> subprocess.Popen:
     """`pemt bench run` in a process of its own, with work that leaves marks."""
     program = (
-        "import sys, functools\n"
+        "import sys, functools, signal\n"
+        # a shell starts jobs in the background with SIGINT ignored, and children inherit that
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pemt.bench import running\n"
         f"from tests.bench.places import {work} as work\n"
         "running.GridRun = functools.partial(running.GridRun, work=work)\n"
