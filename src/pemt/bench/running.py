@@ -246,12 +246,3 @@ class GridRun:
         self.tally.fail(job, str(error.get("message")))
         self._progress.show(self.tally, f"{job.point} failed in another run")
         return True
-
-
-def run_grid(grid: Grid, **options: object) -> list[Cell]:
-    """Run a grid; the arguments are `GridRun`'s.
-
-    Returns:
-        The finished cells, in the grid's order.
-    """
-    return GridRun(grid, **options).go()  # type: ignore[arg-type]

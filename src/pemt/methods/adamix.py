@@ -28,7 +28,6 @@ from torch.func import functional_call
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.nn import Slot, TargetAdapter, WrappedLinear
-from pemt.training.sourcing import outputs_of
 
 MODULES = 4
 
@@ -85,13 +84,8 @@ class AdaMixModel(AdaptedModel):
     @classmethod
     def build(cls, setting: Setting) -> AdaMixModel:
         """M adapters per layer; the counts before and after merging go into the notes."""
-        base, config = setting.base, setting.config
-        torch.manual_seed(setting.init_seed)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        config = setting.config
+        model = setting.bare(cls)
         saved = 0  # parameters that merging takes away
         with model.attaching():
             model.train_norms()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.nn import Slot, TargetAdapter, WrappedLinear
-from pemt.training.sourcing import outputs_of
 
 
 class SerialAdapter(WrappedLinear):
@@ -33,13 +31,8 @@ class AdapterModel(AdaptedModel):
     @classmethod
     def build(cls, setting: Setting) -> AdapterModel:
         """The same adapters and norms that PEMT trains, without prompt and experts."""
-        base, config = setting.base, setting.config
-        torch.manual_seed(setting.init_seed)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        config = setting.config
+        model = setting.bare(cls)
         with model.attaching():
             model.train_norms()
             for site in model.sites:

@@ -23,7 +23,6 @@ from pemt.methods.method import Setting
 from pemt.methods.prompt_tuning import prompt_embedding
 from pemt.methods.source_prompts import identity, source_prompts
 from pemt.model import AdaptedModel, vocabulary_prompt
-from pemt.training.sourcing import outputs_of
 
 BOTTLENECK = 100
 
@@ -59,10 +58,8 @@ class AttemptModel(AdaptedModel):
         """Over the setting's source prompts, in their length."""
         base = setting.base
         experts = source_prompts(setting, equal_lengths=True)
-        outputs = outputs_of(setting.task, base.backbone.family)
         start = vocabulary_prompt(base.model, len(experts[0].prompt), seed=setting.init_seed)
-        torch.manual_seed(setting.init_seed)
-        model = cls(base.model, outputs=outputs, backbone=base.backbone)
+        model = setting.bare(cls)
         with model.attaching():
             device = model.device
             model.target = prompt_embedding(start.to(device))

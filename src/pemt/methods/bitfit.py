@@ -24,7 +24,6 @@ from pemt.backbones import norms as find_norms
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.nn import Slot, WrappedLinear
-from pemt.training.sourcing import outputs_of
 
 
 class Shifted(WrappedLinear):
@@ -55,12 +54,7 @@ class BitFitModel(AdaptedModel):
     def build(cls, setting: Setting) -> BitFitModel:
         """A change of 0 at every bias."""
         base = setting.base
-        torch.manual_seed(setting.init_seed)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        model = setting.bare(cls)
         with model.attaching():
             for path, width in biases(base.model, base.backbone):
                 parent, _, attribute = path.rpartition(".")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pemt.backbones import Site
 from pemt.errors import ConfigError
 from pemt.experts import Expert
@@ -14,7 +12,6 @@ from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.model.coverage import banks, expert_sites
 from pemt.nn import ExpertBank
-from pemt.training.sourcing import outputs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,12 +33,7 @@ class FrozenExperts(AdaptedModel):
         base, names = setting.base, [e.name for e in setting.experts]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"Experts {names}", "give at least one expert, each name once")
-        torch.manual_seed(setting.init_seed)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        model = setting.bare(cls)
         with model.attaching():
             model.experts = tuple(setting.experts)
             model.sites += expert_sites(

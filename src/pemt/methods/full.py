@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from pemt.backbones import linear_widths
@@ -21,7 +20,6 @@ from pemt.errors import ConfigError
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.nn import TrainedWeights
-from pemt.training.sourcing import outputs_of
 
 PLACE = "trained_weights"
 
@@ -37,12 +35,7 @@ class FullModel(AdaptedModel):
             ConfigError: a quantised base.
         """
         base = setting.base
-        torch.manual_seed(setting.init_seed)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        model = setting.bare(cls)
         with model.attaching():
             _require_floating(base.model)
             # a head of ours reads the hidden states, so no gradient ever reaches BERT's pooler

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
-from pemt.training.sourcing import outputs_of
 
 RANK, ALPHA = 8, 16
 
@@ -25,12 +23,7 @@ class LoraModel(AdaptedModel):
         from peft import LoraConfig, inject_adapter_in_model
 
         base = setting.base
-        torch.manual_seed(setting.init_seed)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        model = setting.bare(cls)
         before = dict(base.model.named_modules())
         targets = linear_layers(base.model, base.backbone)
         kinds = {type(before[t]).__name__ for t in targets}

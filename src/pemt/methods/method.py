@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
+
+import torch
 
 from pemt.backbones import Family
 from pemt.bases import Base
@@ -13,6 +15,7 @@ from pemt.errors import ConfigError, UnknownNameError
 from pemt.experts import Expert
 from pemt.model import AdaptedModel, PemtConfig
 from pemt.tasks import Example, Task
+from pemt.training.sourcing import outputs_of
 
 Library = Literal["none", "experts", "bottleneck", "prompts", "shared-prompts"]
 """What a method takes from the library it is given: experts of PEMT's first stage, bottleneck
@@ -20,6 +23,7 @@ experts, prompts tuned on the source tasks, or prompts tuned on all of them at o
 
 FAMILIES: tuple[Family, ...] = ("encoder-decoder", "decoder-only", "encoder-only")
 KINDS = ("classification", "regression", "generation")
+M = TypeVar("M", bound=AdaptedModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,16 @@ class Setting:
     init_seed: int = 0
     max_source_length: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int | None:
+        """Width of the head that the task needs, or None where answers are text."""
+        return outputs_of(self.task, self.base.backbone.family)
+
+    def bare(self, cls: type[M]) -> M:
+        """The base with nothing of a method on it yet but its head, seeded."""
+        torch.manual_seed(self.init_seed)
+        return cls(self.base.model, outputs=self.outputs, backbone=self.base.backbone)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from pemt.experts import PromptFactors
 from pemt.methods.method import Setting
 from pemt.methods.source_prompts import identity, shared_factors
 from pemt.model import AdaptedModel
-from pemt.training.sourcing import outputs_of
 
 
 def multitask_embedding(factors: Sequence[PromptFactors]) -> Any:
@@ -72,10 +71,7 @@ class MptModel(AdaptedModel):
 def build(setting: Setting) -> MptModel:
     """From the prompts that were tuned together on the source tasks."""
     factors = shared_factors(setting)
-    base = setting.base
-    outputs = outputs_of(setting.task, base.backbone.family)
-    torch.manual_seed(setting.init_seed)
-    model = MptModel(base.model, outputs=outputs, backbone=base.backbone)
+    model = setting.bare(MptModel)
     with model.attaching():
         model._check_prompt(factors[0].shared)
         model.embedding = multitask_embedding(factors).to(model.device)

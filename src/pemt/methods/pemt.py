@@ -7,7 +7,7 @@ import torch
 from pemt.errors import ConfigError
 from pemt.methods.method import Setting
 from pemt.model import PemtModel
-from pemt.training.sourcing import outputs_of, start_prompt
+from pemt.training.sourcing import start_prompt
 
 
 def build(setting: Setting) -> PemtModel:
@@ -20,7 +20,7 @@ def build(setting: Setting) -> PemtModel:
         setting.experts,
         config,
         prompt=prompt,
-        outputs=outputs_of(task, base.backbone.family),
+        outputs=setting.outputs,
         backbone=base.backbone,
     )
 

@@ -18,7 +18,6 @@ from pemt.tasks import Example
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.training.evaluating import evaluating, lengths, longest_first, side_of
 from pemt.training.settings import TrainSettings
-from pemt.training.sourcing import outputs_of
 
 Array = npt.NDArray[Any]
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
@@ -120,12 +119,7 @@ class ProbeModel(AdaptedModel):
     @classmethod
     def build(cls, setting: Setting) -> ProbeModel:
         """Fit on the training rows; the strength is chosen on validation."""
-        base = setting.base
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        model = setting.bare(cls)
         with model.attaching():
             model.probe = best_probe(
                 setting,

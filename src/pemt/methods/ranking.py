@@ -32,7 +32,7 @@ from pemt.tasks import Example
 from pemt.tasks.encoding import Collator, encode
 from pemt.training.evaluating import evaluating, lengths, side_of
 from pemt.training.settings import TrainSettings
-from pemt.training.sourcing import outputs_of, start_prompt
+from pemt.training.sourcing import start_prompt
 
 Array = npt.NDArray[Any]
 STRENGTH = 0.03
@@ -106,7 +106,7 @@ def alone(setting: Setting, expert: Expert) -> Iterator[PemtModel]:
     )  # fmt: skip
     model = PemtModel(
         base.model, [expert], plain, prompt=prompt,
-        outputs=outputs_of(setting.task, base.backbone.family), backbone=base.backbone,
+        outputs=setting.outputs, backbone=base.backbone,
     )  # fmt: skip
     try:
         yield model
@@ -127,7 +127,7 @@ def rank_experts(setting: Setting, experts: Iterable[Expert]) -> Ranking:
     """
     rows = setting.train
     folds = _folds(setting)
-    plain = _plain(setting)
+    plain = setting.bare(AdaptedModel)
     try:
         nothing = _losses(plain, setting, folds)
         about = _about(plain, setting, setting.task.description)
@@ -163,12 +163,6 @@ def rank_experts(setting: Setting, experts: Iterable[Expert]) -> Ranking:
     return Ranking(
         ranks=tuple(ranks), none_loss=float(nothing.mean()), rows=len(rows), measure=measure
     )
-
-
-def _plain(setting: Setting) -> AdaptedModel:
-    base = setting.base
-    outputs = outputs_of(setting.task, base.backbone.family)
-    return AdaptedModel(base.model, outputs=outputs, backbone=base.backbone)
 
 
 def _about(model: AdaptedModel, setting: Setting, description: str) -> torch.Tensor:

@@ -33,7 +33,7 @@ from pemt.tasks import Example
 from pemt.tasks.encoding import encode_prompts_only
 from pemt.training.evaluating import lengths
 from pemt.training.settings import TrainSettings
-from pemt.training.sourcing import outputs_of, some
+from pemt.training.sourcing import some
 
 BATCH, RATE = 16, 2e-5
 TOKENS = 35_000
@@ -60,11 +60,7 @@ class SetFitModel(AdaptedModel):
         library = _library()
         base = setting.base
         _require_two_classes(setting)
-        model = cls(
-            base.model,
-            outputs=outputs_of(setting.task, base.backbone.family),
-            backbone=base.backbone,
-        )
+        model = setting.bare(cls)
         with model.attaching(), tempfile.TemporaryDirectory() as folder:
             wanted = TrainSettings(max_source_length=setting.max_source_length)
             limits = lengths(model, wanted)
