@@ -159,18 +159,33 @@ def library_of(method, base) -> list[Expert]:
     ]  # fmt: skip
 
 
+def even_guide(setting):
+    from pemt.guide import NONE, Guide
+
+    names = [NONE, *(e.name for e in setting.experts)]
+    even = {name: 1 / len(names) for name in names}
+    return Guide(weights=even, shares=(), gains={}, errors={}, rows=0), None
+
+
+def no_parts(setting, guide, evidence):
+    from pemt.guide.instant import Instant
+
+    return Instant(parts=(), sharpness=1.0, task=setting.task, viewers={})
+
+
 COMPUTED = {  # what building works out from rows, which a base without storage cannot
-    "single": ("probe_losses", lambda setting: {e.name: 0.0 for e in setting.experts}),
-    "spot": ("task_prompt", lambda setting, sources: torch.ones(100, WIDTH)),
+    "single": [("single.probe_losses", lambda setting: {e.name: 0.0 for e in setting.experts})],
+    "spot": [("spot.task_prompt", lambda setting, sources: torch.ones(100, WIDTH))],
+    "guided": [("pemt.guide_of", even_guide)],
+    "ensemble": [("instant.guide_of", even_guide), ("instant._fitted", no_parts)],
 }
 
 
 def built(name, folder, monkeypatch) -> tuple[AdaptedModel, dict[str, object]]:
     """A method's model on T5-base without storage, and its notes."""
     method = METHODS[name]
-    if name in COMPUTED:
-        function, answer = COMPUTED[name]
-        monkeypatch.setattr(f"pemt.methods.{name}.{function}", answer)
+    for function, answer in COMPUTED.get(name, []):
+        monkeypatch.setattr(f"pemt.methods.{function}", answer)
     for module in [m for n, m in sys.modules.items() if n.startswith("pemt.methods.")]:
         monkeypatch.setattr(module, "fingerprint", lambda *_: "0" * 64, raising=False)
     description = " ".join(["text"] * (PROMPT - 1))  # and the end token

@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from pemt.errors import ConfigError, DataError, UnknownNameError
+from pemt.guide import gather
+from pemt.guide.views import alone, features_of
 from pemt.methods import Setting
-from pemt.methods.probe import features_of
-from pemt.methods.ranking import alone, rank_experts
+from pemt.methods.ranking import rank_experts
 from pemt.model import PemtConfig, SourceConfig
 from pemt.training import adapt, train_source
 from pemt.training.choosing import best_experts, ranked
@@ -81,14 +82,17 @@ def test_the_loss_is_that_of_a_cross_validated_probe(tmp_path):
     with alone(given, expert) as model:
         features = features_of(model, given, given.train)
     truth = np.array([e.label for e in given.train])
-    x = (features - features.mean(0)) / (features - features.mean(0)).std()
-    losses = []
+    said = np.zeros((len(features), 2))
     folds = RepeatedStratifiedKFold(n_splits=8, n_repeats=2, random_state=0)
-    for inside, outside in folds.split(x, truth):
+    for inside, outside in folds.split(features, truth):
+        centred = features - features[inside].mean(0)
+        x = centred / centred[inside].std()  # of the rows that are seen alone
         fitted = LogisticRegression(C=0.03, max_iter=1000).fit(x[inside], truth[inside])
-        chances = fitted.predict_proba(x[outside])
-        losses += [-np.log(p[t]) for p, t in zip(chances, truth[outside], strict=True)]
-    assert rank_experts(given, [expert]).ranks[0].loss == pytest.approx(np.mean(losses), abs=1e-6)
+        said[outside] += fitted.predict_proba(x[outside]) / 2
+    expected = -np.log(said[np.arange(len(said)), truth]).mean()
+    found = gather(given, [expert]).of("a")[0]
+    assert found.view == "features"
+    assert found.loss == pytest.approx(expected, abs=1e-6)
 
 
 def test_generation_sums_the_answers_tokens(tmp_path):
@@ -151,9 +155,9 @@ def test_what_auto_cannot_mean(tmp_path, asked):
 
 def test_too_few_rows_say_how_many_are_needed(tmp_path):
     given = setting(tmp_path)
-    one_each = [next(e for e in given.train if e.label == label) for label in (0, 1)]
-    with pytest.raises(DataError, match=r"bad: 1, good: 1.*\n?.*at least two"):
-        rank_experts(replace(given, train=one_each), experts(given.base))
+    one_label = [e for e in given.train if e.label == 1][:3]
+    with pytest.raises(DataError, match=r"bad: 0, good: 3.*\n?.*at least two"):
+        rank_experts(replace(given, train=one_label), experts(given.base))
     with pytest.raises(ConfigError, match="No experts"):
         rank_experts(given, [])
 
@@ -164,9 +168,12 @@ def test_a_broken_expert_is_named_as_the_cause(tmp_path):
     layer = replace(broken.layers[0], B=torch.full_like(broken.layers[0].B, float("inf")))
     broken = replace(broken, layers=(layer, *broken.layers[1:]))
     before = tiny.snapshot(given.base.model)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(ConfigError, match="Expert 'a' gives values that are not finite"):
         rank_experts(given, [broken])
     assert tiny.snapshot(given.base.model) == before
+    made = rank_experts(given, [broken, *experts(given.base)[1:]])
+    assert [r.name for r in made.ranks] in (["b", "c"], ["c", "b"])
+    assert "not finite" in made.refused["a"]
 
 
 def test_a_name_or_several_need_no_list(tmp_path):

@@ -22,8 +22,9 @@ def rank(
     """Rank a library's experts for a target task from its labelled rows, without training.
 
     Each expert is put on the frozen base alone and the rows run through it once. The loss is that
-    of a cross-validated linear probe (generation: of the answers). `gain` is how much lower it is
-    than without any expert, with its standard error: a gain below one or two of these is noise.
+    of cross-validated regressions on what comes out (generation: of the answers). `gain` is how
+    much lower it is than without any expert, with its standard error: a gain below one or two of
+    these is noise. `weight` is where a guided mixture would start (pemt adapt --method guided).
     The two similarities compare the expert's task with the target's in the frozen base.
 
     Example: pemt experts rank experts product_reviews --shots 16
@@ -62,16 +63,21 @@ def rank(
     from rich.table import Table
 
     table = Table(title=f"{chosen.name}: {ranking.measure} ({ranking.rows} rows)")
-    for column in ("expert", "task", "loss", "gain", "description", "prompt"):
+    for column in ("expert", "task", "loss", "gain", "weight", "description", "prompt"):
         table.add_column(column, justify="left" if column in ("expert", "task") else "right")
-    table.add_row("(none)", "", f"{ranking.none_loss:.3f}", "", "", "")
+    table.add_row(
+        "(none)", "", f"{ranking.none_loss:.3f}", "", f"{ranking.none_weight:.2f}", "", ""
+    )
     for r in ranking.ranks:
         table.add_row(
             r.name, r.task, f"{r.loss:.3f}", f"{r.gain:+.3f} ± {r.gain_error:.3f}",
+            f"{r.weight:.2f}",
             "-" if r.description is None else f"{r.description:.2f}",
             "-" if r.prompt is None else f"{r.prompt:.2f}",
         )  # fmt: skip
     Console().print(table)
+    for name, why in ranking.refused.items():
+        print(f"{name} was left out: {why}.")
     if not any(r.gain > 2 * r.gain_error for r in ranking.ranks):
         print("No expert is clearly better than none on these rows (two standard errors).")
     return 0

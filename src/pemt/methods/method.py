@@ -40,6 +40,8 @@ class Setting:
         init_seed: of new weights.
         max_source_length: tokens of text, as in `TrainSettings`.
         notes: filled by methods that choose something, such as which expert.
+        shared: what the models of one run compute once, such as evidence: a run builds a model for
+            each learning rate it tries.
     """
 
     base: Base
@@ -51,6 +53,7 @@ class Setting:
     init_seed: int = 0
     max_source_length: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int | None:
@@ -228,6 +231,20 @@ METHODS: dict[str, Method] = {
     "mpt": Method(
         title="MPT", paper="Wang et al. 2023, arXiv 2303.02861",
         builder="pemt.methods.mpt:build", learning_rates=_PROMPTS, library="shared-prompts",
+    ),
+    # -- beyond the paper: the labelled rows judge the experts first, see docs/concepts/guided.md
+    "guided": Method(
+        title="guided PEMT", **{**_PEMT, "paper": "-"}, changes={"guide": "evidence"},
+    ),
+    "instant": Method(
+        title="instant mixture", paper="-", builder="pemt.methods.instant:build",
+        learning_rates=_rates(1.0, 1.0, 1.0), trains=False, library="experts",
+    ),
+    "ensemble": Method(
+        title="guided PEMT and instant mixture", paper="-",
+        builder="pemt.methods.instant:build_ensemble", learning_rates=_USUAL, library="experts",
+        kinds=("classification", "regression"), changes={"guide": "evidence"},
+        elsewhere="Generated texts cannot be averaged: use guided.",
     ),
     # -- PEMT with one part taken out or exchanged
     "pemt-no-mixture": Method(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pemt.errors import ConfigError
+from pemt.guide import guide_of
 from pemt.methods.method import Setting
 from pemt.model import PemtModel
 from pemt.training.sourcing import start_prompt
@@ -13,15 +14,23 @@ from pemt.training.sourcing import start_prompt
 def build(setting: Setting) -> PemtModel:
     """Stage 2 over the setting's experts."""
     base, task, config = setting.base, setting.task, setting.config
+    weights, experts = None, list(setting.experts)
+    if config.guide != "none":
+        guide, _ = guide_of(setting)
+        setting.notes["guide"] = guide.to_dict()
+        weights = guide.weights
+        # one that gives no finite values would spoil the mixture at any weight
+        experts = [e for e in experts if e.name in weights]
     prompt = start_prompt(base, task, config.prompt, seed=setting.init_seed)
     torch.manual_seed(setting.init_seed)
     return PemtModel(
         base.model,
-        setting.experts,
+        experts,
         config,
         prompt=prompt,
         outputs=setting.outputs,
         backbone=base.backbone,
+        guide=weights,
     )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pemt.guide.views import alone, features_of
 from pemt.methods.method import Setting
 from pemt.methods.pemt import build as build_pemt
-from pemt.methods.probe import best_probe, features_of
-from pemt.methods.ranking import alone
+from pemt.methods.probe import best_probe
 from pemt.model import PemtModel
 
 
@@ -23,7 +23,7 @@ def probe_losses(setting: Setting) -> dict[str, float]:
             train, validation = (
                 features_of(model, setting, rows) for rows in (setting.train, setting.validation)
             )
-        losses[expert.name] = best_probe(setting, train, validation).loss
+        losses[expert.name] = best_probe(setting, train, validation)[1]
     return losses
 
 

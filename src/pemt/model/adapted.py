@@ -34,7 +34,7 @@ class AdaptedModel(PromptedModel):
         Checkpointing pauses: in training mode transformers drops the cache of checkpointed layers,
         and goes on to decode from the last token alone.
         """
-        context = ForwardContext(reuse_gates=True)
+        context = self._context(reuse_gates=True)
         paused = [m for m in self.base.modules() if getattr(m, "gradient_checkpointing", False)]
         for module in paused:
             module.gradient_checkpointing = False
@@ -129,7 +129,7 @@ class AdaptedModel(PromptedModel):
     @torch.no_grad()
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean final hidden state of the text, `[B, D]`, float32: what a linear probe reads."""
-        context = ForwardContext()
+        context = self._context()
         previous, self.slot.active = self.slot.active, None if self._disabled else context
         try:
             embedded, mask, text = self._prompted(input_ids, attention_mask, context)

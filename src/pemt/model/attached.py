@@ -139,6 +139,10 @@ class AttachedModel(nn.Module):
         """The parameters that train, by name, detached."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
 
+    def rate_factors(self) -> dict[nn.Parameter, float]:
+        """Parameters that learn at another rate than the others, as a factor on it."""
+        return {}
+
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Copy trained parameters in; names and shapes must be exactly those of `trained_state`."""
         own = {n: p for n, p in self.named_parameters() if p.requires_grad}

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 from pemt.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
+SLOW = 0.05
+"""Factor on the learning rate of a guided gate's weights: docs/concepts/guided.md has the trial."""
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
@@ -85,6 +87,17 @@ class PemtConfig:
         sparsity_averaging: "example" or "batch" (product of batch means).
         prompt_tokens: rows that prompt tuning trains. PEMT's own prompt is as long as its
             description, and methods that transfer prompts take the length of those.
+        guide: "none" (the paper) or "evidence": the labelled rows judge the experts before training
+            (pemt.guide), and what follows starts from their verdict.
+        guide_gates: start the gates at the guide's weights.
+        guide_prompt: weigh the source prompts in the prompt fusion by the guide.
+        guide_none: "no expert" is a choice of its own, with a gate column.
+        guide_prior: what the weights are drawn to: all alike, or the more alike the descriptions.
+        guide_temperature: of the description prior, a difference of cosines.
+        guide_strength: of the prior, in rows.
+        gate_rate: learning rate of the gates' weights, as a factor on the others'; None: 1 as in
+            the paper, 0.05 under a guide, which fast gates forget within a few steps.
+        guide_rate: the same for the start of guided gates.
     """
 
     gate: Literal["example", "task", "uniform"] = "example"
@@ -102,18 +115,40 @@ class PemtConfig:
     sparsity_tokens: Literal["text", "all"] = "text"
     sparsity_averaging: Literal["example", "batch"] = "example"
     prompt_tokens: int = 100
+    guide: Literal["none", "evidence"] = "none"
+    guide_gates: bool = True
+    guide_prompt: bool = True
+    guide_none: bool = True
+    guide_prior: Literal["uniform", "description"] = "description"
+    guide_temperature: float = 0.2
+    guide_strength: float = 8.0
+    gate_rate: float | None = None
+    guide_rate: float = 5.0
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
             raise ConfigError(
                 f"prompt_tokens={self.prompt_tokens}", "give a whole number of at least 1"
             )
-        if self.tau <= 0:
-            raise ConfigError(f"tau={self.tau}", "give a number above 0")
+        for name in ("tau", "guide_temperature", "guide_strength", "gate_rate", "guide_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}={value}", "give a number above 0")
+        if self.guide != "none" and self.gate == "uniform":
+            raise ConfigError(
+                "gate='uniform' with a guide", "a uniform gate does not listen: guide='none'"
+            )
         if self.sparsity_weight < 0:
             raise ConfigError(f"sparsity_weight={self.sparsity_weight}", "give 0 or more")
         if not 0 <= self.prompt_dropout < 1:
             raise ConfigError(f"prompt_dropout={self.prompt_dropout}", "give 0 or more, below 1")
+
+    @property
+    def gate_factor(self) -> float:
+        """`gate_rate`, or what it stands for."""
+        if self.gate_rate is not None:
+            return self.gate_rate
+        return 1.0 if self.guide == "none" else SLOW
 
     @classmethod
     def released(cls, **changes: Any) -> PemtConfig:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pemt.backbones import Backbone, Site
 from pemt.errors import ConfigError
@@ -20,6 +20,9 @@ from pemt.nn.mixture import GateInput
 if TYPE_CHECKING:
     from pemt.bases import Base
     from pemt.experts import Expert, ExpertLibrary
+
+NONE = "none"
+"""The gate column, and the guide's entry, of no expert."""
 
 
 class PemtModel(AdaptedModel):
@@ -38,9 +41,11 @@ class PemtModel(AdaptedModel):
         prompt: `[P, D]` first values of the target prompt.
         outputs: encoder-only: number of classes, or 1 for regression.
         backbone: the base's description; looked up by its type where None.
+        guide: by expert, and "none": where gates start and how much each source prompt counts;
+            needed where `config.guide` is "evidence", see `pemt.guide`.
 
     Raises:
-        ConfigError: no experts, or two of the same name.
+        ConfigError: no experts, two of the same name, or a guide of other experts.
         ExpertError: an expert of another base, other widths or places the base does not have.
     """
 
@@ -53,19 +58,22 @@ class PemtModel(AdaptedModel):
         prompt: Tensor,
         outputs: int | None = None,
         backbone: Backbone | None = None,
+        guide: Mapping[str, float] | None = None,
     ) -> None:
         names = [e.name for e in experts]
         if not experts or len(set(names)) != len(names):
             raise ConfigError(f"Experts {names}", "give at least one expert, each name once")
         super().__init__(base, outputs=outputs, backbone=backbone)
         with self.attaching():
-            self._attach(base, experts, config or PemtConfig(), prompt)
+            self._attach(base, experts, config or PemtConfig(), prompt, guide)
 
     def _attach(
-        self, base: Any, experts: Sequence[Expert], config: PemtConfig, prompt: Tensor
-    ) -> None:
+        self, base: Any, experts: Sequence[Expert], config: PemtConfig, prompt: Tensor,
+        guide: Mapping[str, float] | None,
+    ) -> None:  # fmt: skip
         self.pemt_config = config
         self.experts = tuple(experts)
+        self.guide = None if config.guide == "none" else _checked(guide, self.expert_names)
         others = expert_sites(
             base, self.backbone, self.base_fingerprint(), self.sites, self.experts
         )
@@ -78,13 +86,18 @@ class PemtModel(AdaptedModel):
         self.sparsity_all_tokens = config.sparsity_tokens == "all"
         self.task_gates = config.gate == "task" and config.mixture
         device = base.device
-        sources = [e.prompt.to(device) for e in self.experts if len(e.prompt)]
+        prompted = [e for e in self.experts if len(e.prompt)]
+        sources = [] if config.prompt_fusion == "none" else [e.prompt.to(device) for e in prompted]
+        shares = None
+        if self.guide is not None and config.guide_prompt and sources:
+            shares = torch.tensor([self.guide[e.name] for e in prompted])
         self.correlation_prompt = CorrelationPrompt(
             prompt.to(device),
-            [] if config.prompt_fusion == "none" else sources,
+            sources,
             dropout=config.prompt_dropout,
             scale=config.prompt_scale,
             fusion=config.prompt_fusion,
+            weights=shares,
         ).to(device)
         if config.train_norms:
             self.train_norms()
@@ -106,7 +119,7 @@ class PemtModel(AdaptedModel):
                 stack=site.stack,
                 gate_input=gate_input or "none",
                 averaging=config.sparsity_averaging,
-                present=None if len(here) == len(experts) else here,
+                present=None if len(here) == len(self.gate_names) else here,
                 sparsity=site.is_down,
             ).to(device)
             self.replace(site.parent, site.attribute, layer)
@@ -114,14 +127,20 @@ class PemtModel(AdaptedModel):
 
     def _gate(self, site: Site) -> tuple[PromptGate | UniformGate, GateInput]:
         """A site's gate and what it reads."""
-        count, tau, kind = len(self.experts), self.pemt_config.tau, self.pemt_config.gate
+        names, tau, kind = self.gate_names, self.pemt_config.tau, self.pemt_config.gate
         if kind == "uniform":
-            return UniformGate(count), "none"
+            return UniformGate(len(names)), "none"
+        start = None
+        if self.guide is not None and self.pemt_config.guide_gates:
+            start = torch.tensor([self.guide[name] for name in names])
+            start = start / start.sum()
+        reads: GateInput = "hidden"
         if kind == "task":
-            return PromptGate(self.width, count, tau=tau), "task"
-        if self.family == "encoder-decoder" and site.stack == "decoder":
-            return PromptGate(self.width, count, tau=tau), "summary"
-        return PromptGate(site.hidden, count, tau=tau), "hidden"
+            reads = "task"
+        elif self.family == "encoder-decoder" and site.stack == "decoder":
+            reads = "summary"
+        width = site.hidden if reads == "hidden" else self.width
+        return PromptGate(width, len(names), tau=tau, start=start), reads
 
     def gated_sites(self) -> list[Site]:
         """The sites that at least one expert is beside, down projections first; maybe none."""
@@ -130,18 +149,43 @@ class PemtModel(AdaptedModel):
 
     @property
     def expert_names(self) -> list[str]:
-        """Gate columns, in order."""
+        """Of the experts, in order."""
         return [e.name for e in self.experts]
+
+    @property
+    def gate_names(self) -> list[str]:
+        """Gate columns, in order: the experts, and "none" where it is a choice.
+
+        No layer has a branch for "none": what its gate gets, the mixture leaves out.
+        """
+        choice = self.guide is not None and self.pemt_config.guide_none
+        return [*self.expert_names, NONE] if choice else self.expert_names
 
     def options(self) -> dict[str, Any]:
         """The configuration and the experts, by name and content."""
         experts = [[e.name, e.info.content_hash] for e in self.experts]
-        return {**super().options(), "config": self.pemt_config.to_dict(), "experts": experts}
+        made = {**super().options(), "config": self.pemt_config.to_dict(), "experts": experts}
+        return made if self.guide is None else {**made, "guide": self.guide}
+
+    def rate_factors(self) -> dict[nn.Parameter, float]:
+        """The gates' weights and starts, as configured."""
+        config = self.pemt_config
+        made: dict[nn.Parameter, float] = {}
+        for layer in self.mixtures:
+            if isinstance(layer.gate, PromptGate):
+                made[layer.gate.weight] = config.gate_factor
+                if layer.gate.bias is not None:
+                    made[layer.gate.bias] = config.guide_rate
+        return made
 
     def prompt(self) -> Tensor:
         """The correlation-guided prompt, `[P, D]`."""
         fused: Tensor = self.correlation_prompt()
         return fused
+
+    def beside(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a saved model needs besides what was trained: plain values, and tensors."""
+        return {}, {}
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trained, all of the base and what was added, frozen experts and prompts included)."""
@@ -197,10 +241,38 @@ class PemtModel(AdaptedModel):
         there are no layers with gates: `[0, B, K]`.
         """
         if not self.gated_sites():
-            return torch.empty(0, len(input_ids), len(self.experts))
+            return torch.empty(0, len(input_ids), len(self.gate_names))
         extra: dict[str, Tensor] = {}
         if self.family == "encoder-decoder":
             start = self.base.config.decoder_start_token_id
             extra["decoder_input_ids"] = input_ids.new_full((len(input_ids), 1), start)
         output = self(input_ids, attention_mask, output_gates=True, **extra)
         return torch.stack([g.float() for g in output.gates])
+
+
+def _checked(guide: Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+    """A guide for exactly these experts and none, as plain numbers that sum to 1.
+
+    Raises:
+        ConfigError: none given, other names, or weights that are no distribution.
+    """
+    if guide is None:
+        raise ConfigError(
+            "guide='evidence' without the weights of the experts",
+            "adapt with labelled rows (pemt.training.adapt), or give guide={expert: weight, ..}",
+        )
+    if NONE in names:
+        raise ConfigError(
+            f"An expert named {NONE!r} under a guide", f"{NONE!r} stands for no expert: rename it"
+        )
+    values = {name: float(guide.get(name, 0.0 if name == NONE else float("nan")))
+              for name in [*names, NONE]}  # fmt: skip
+    missing = [name for name, value in values.items() if not 0 <= value <= 1]
+    unknown = sorted(set(guide) - set(values))
+    if missing or unknown or abs(sum(values.values()) - 1) > 1e-4:
+        what = missing or unknown or [f"sum {sum(values.values()):.4f}"]
+        raise ConfigError(
+            f"A guide that does not fit these experts: {what[0]}",
+            f"give one weight from 0 to 1 for each of {', '.join(names)} and {NONE!r}, sum 1",
+        )
+    return values

@@ -57,6 +57,15 @@ class PromptedModel(AttachedModel):
         """The prompt `[P, D]` put into the input, or None."""
         return None
 
+    def prompt_rows(self) -> int:
+        """The most positions that a prompt takes."""
+        prompt = self.prompt()
+        return 0 if prompt is None else len(prompt)
+
+    def _context(self, **given: Any) -> ForwardContext:
+        """What a pass begins with."""
+        return ForwardContext(**given)
+
     def prompt_for(self, embedded: Tensor, text: Tensor) -> Tensor | None:
         """The prompt of each example: by default the one that all share.
 
@@ -158,7 +167,7 @@ class PromptedModel(AttachedModel):
             if decoder_input_ids is not None:
                 given["decoder_input_ids"] = decoder_input_ids
             return self.base(input_ids=input_ids, attention_mask=attention_mask, **given)
-        context = ForwardContext(
+        context = self._context(
             sparsity=self.sparsity_weight > 0 and labels is not None,
             fixed_gates=fixed_gates or {},
         )

@@ -2,6 +2,7 @@
 
 pemt.json           what it is: configuration, base, experts by name and hash, task, file hashes
 model.safetensors   everything that was trained
+instant.safetensors the probes of an instant mixture (where there is one)
 README.md           the card: what it is, for people and for the Hub
 experts/NAME/       the experts, each a folder that plain PEFT loads (unless left out)
 """
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from pemt.bases import Base
     from pemt.model.pemt import PemtModel
 
-FORMAT_VERSION = 1
+# 2 added guides and instant mixtures; a model that needs neither is still written as 1
+FORMAT_VERSION = 2
 CONFIG, WEIGHTS, EXPERTS = "pemt.json", "model.safetensors", "experts"
+INSTANT = "instant.safetensors"
 KEYS = (
     "base", "base_fingerprint", "family", "outputs", "config", "prompt_rows", "experts", "files",
     "extra",
@@ -73,8 +76,13 @@ def save_model(
             if include_experts:
                 saved = save_expert(_as_named(expert), fresh / EXPERTS / expert.name)
             listed.append({"name": expert.name, "content_hash": saved.content_hash})
+        files = [WEIGHTS]
+        stated, tensors = model.beside()
+        if tensors:
+            save_file(tensors, fresh / INSTANT)
+            files.append(INSTANT)
         described = {
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if model.guide is None else FORMAT_VERSION,
             "base": base_name,
             "base_fingerprint": model.base_fingerprint(),
             "family": model.family,
@@ -82,9 +90,11 @@ def save_model(
             "config": model.pemt_config.to_dict(),
             "prompt_rows": len(model.correlation_prompt.target.embedding),
             "experts": listed,
-            "files": {WEIGHTS: _sha256(fresh / WEIGHTS)},
+            "files": {name: _sha256(fresh / name) for name in files},
             "extra": extra or {},
         }
+        if model.guide is not None:
+            described |= {"guide": model.guide, **stated}
         (fresh / CONFIG).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
         (fresh / CARD).write_text(model_card(described, folder=folder.name), encoding="utf-8")
         fresh.chmod(0o755)
@@ -143,9 +153,10 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise ConfigError(f"{path} holds no description", "copy the folder again, or adapt again")
     version = described.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise ConfigError(
-            f"{path} has format version {version}", f"this version of pemt reads {FORMAT_VERSION}"
+            f"{path} has format version {version}",
+            f"this version of pemt reads 1 to {FORMAT_VERSION}",
         )
     missing = [key for key in KEYS if key not in described]
     if missing:
@@ -203,13 +214,23 @@ def load_model(
         experts.append(expert)
     base = base or load_base(described["base"], precision=precision, device=device)
     rows, width = described["prompt_rows"], base.model.get_input_embeddings().weight.shape[1]
-    model = PemtModel(
+    kind: type[PemtModel] = PemtModel
+    beside: dict[str, Any] = {}
+    if "instant" in described:
+        from pemt.guide.instant import InstantModel, from_saved
+
+        kind = InstantModel
+        numbers = load_file(folder / INSTANT) if (folder / INSTANT).is_file() else {}
+        beside = from_saved(described["instant"], numbers, experts, base)
+    model = kind(
         base.model,
         experts,
         from_dict(PemtConfig, described["config"]),
         prompt=torch.zeros(rows, width),
         outputs=described["outputs"],
         backbone=base.backbone,
+        guide=described.get("guide"),
+        **beside,
     )
     try:
         if model.base_fingerprint() != described["base_fingerprint"]:

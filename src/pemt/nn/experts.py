@@ -173,6 +173,7 @@ class ExpertBank(nn.Module):
         order = [k for group in self.groups for k in group.members]
         self.experts, self.width, self.hidden = len(experts), width, hidden
         self.sorted = order == list(range(len(order)))
+        self.places = {k: place for place, k in enumerate(order)}
         ordered = [experts[k] for k in order]
         self.bottleneck = any(e.activation is not None for e in experts)
 
@@ -250,6 +251,21 @@ class ExpertBank(nn.Module):
             ordered = gates if self.sorted else gates.index_select(-1, self.order)
             mixed = mixed + _over_tokens(ordered.to(z.dtype) @ self.b, z)
         return mixed
+
+    def one(self, x: Tensor, expert: int) -> Tensor:
+        """`e_k(x)` of one expert, without the others: x `[.., F]` -> `[.., D]`.
+
+        Args:
+            x: input.
+            expert: its number, as the bank was given them.
+        """
+        group = next(g for g in self.groups if expert in g.members)
+        start = group.start + group.members.index(expert) * group.rank
+        rows = slice(start, start + group.rank)
+        z = F.linear(x, self.A[rows], None if self.a is None else self.a[rows])
+        if group.activation:
+            z = ACT2FN[group.activation](z)
+        return F.linear(z, self.B[:, rows], None if self.b is None else self.b[self.places[expert]])
 
     def dots(self, y: Tensor, z: Tensor) -> Tensor:
         """`<y, e_k> = (B_k^T y) . z_k + <y, b_k>` of every token, without any e_k.

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from pemt.errors import ConfigError
 
+LEAST = 1e-4
+
 
 def prompt_mean(hidden: Tensor, start: int, length: int) -> Tensor:
     """Mean over the prompt positions: `[B, T, W]` -> `[B, W]`, float32."""
@@ -16,22 +18,38 @@ def prompt_mean(hidden: Tensor, start: int, length: int) -> Tensor:
 class PromptGate(nn.Module):
     """`g = softmax(u W_g / tau)`; W_g starts at zero, so the first gates are uniform.
 
+    With a start w it is `g = softmax(u W_g / tau + b)`, b trained from log w on: the first gates
+    are w for every input.
+
     Args:
         width: of the gate input u: F (a layer's own hidden) or D (the encoder's output).
         experts: K.
         tau: temperature, above 0.
+        start: `[K]` first gates; a gate below `LEAST` starts there, so that it can still grow.
     """
 
-    def __init__(self, width: int, experts: int, *, tau: float = 1.0) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, width: int, experts: int, *, tau: float = 1.0, start: Tensor | None = None
+    ) -> None:
         super().__init__()
         if tau <= 0:
             raise ConfigError(f"Gate temperature {tau}", "give a number above 0")
         self.tau = tau
         self.weight = nn.Parameter(torch.zeros(width, experts))
+        self.bias = None
+        if start is not None:
+            if start.shape != (experts,):
+                raise ConfigError(
+                    f"First gates of shape {tuple(start.shape)}", f"give one for each of {experts}"
+                )
+            self.bias = nn.Parameter(start.detach().float().clamp_min(LEAST).log())
 
     def forward(self, u: Tensor) -> Tensor:
         """`[B, width]` -> gates `[B, K]`, float32, rows sum to 1."""
-        return torch.softmax(u.float() @ self.weight / self.tau, dim=-1)
+        scores = u.float() @ self.weight / self.tau
+        return torch.softmax(scores if self.bias is None else scores + self.bias, dim=-1)
 
 
 class UniformGate(nn.Module):

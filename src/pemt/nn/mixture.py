@@ -111,12 +111,23 @@ class MixtureLayer(WrappedLinear):
         context.gates[self.index] = gates
         return _rows(gates, rows)
 
+    def _alone(self, x: Tensor, y: Tensor, expert: int) -> Tensor:
+        """The linear map with one expert at weight one, if it is here."""
+        if self.bank is None:
+            return y
+        if self.present is None:
+            return y + self.bank.one(x, expert)
+        here: list[int] = self.present.tolist()
+        return y + self.bank.one(x, here.index(expert)) if expert in here else y
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, .., F]` -> `[B, .., D]`."""
         context = self.slot.current()
         y: Tensor = self.down(x)
         if context is None:
             return y
+        if context.alone is not None:
+            return self._alone(x, y, context.alone)
         if self.bank is not None:
             z = self.bank.hidden_of(x)  # [B, .., C]
             gates = self.gates(x, context)  # [B, K]

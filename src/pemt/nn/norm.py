@@ -34,7 +34,8 @@ class TrainedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D]`, in x's type."""
-        if self.slot.current() is None:
+        context = self.slot.current()
+        if context is None or context.alone is not None:
             y: Tensor = self.original(x)
             return y
         y = self.trained(x.float())

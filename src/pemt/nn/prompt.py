@@ -36,8 +36,8 @@ class TaskPrompt(nn.Module):
 class CorrelationPrompt(nn.Module):
     """The target prompt plus what it finds in the frozen source prompts.
 
-    `P = P_t + sum_k dropout(softmax_rows(scale * P_t E_k^T)) E_k`. It stays live: the gradient
-    reaches `P_t` through the scores too.
+    `P = P_t + sum_k w_k dropout(softmax_rows(scale * P_t E_k^T)) E_k`, every w_k 1 in the paper. It
+    stays live: the gradient reaches `P_t` through the scores too.
 
     Args:
         start: `[P, D]` first values of the trainable target prompt P_t.
@@ -45,10 +45,12 @@ class CorrelationPrompt(nn.Module):
         dropout: on the attention weights, in training.
         scale: factor on the scores: 1 (the paper, T5) or for example 1/sqrt(D).
         fusion: "live" (default), "init" (added once to the first values of P_t) or "none".
+        weights: `[K]` w_k of the sources, fixed; all 1 by default.
     """
 
     sources: Tensor
     outside: Tensor
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -58,8 +60,14 @@ class CorrelationPrompt(nn.Module):
         dropout: float = 0.1,
         scale: float = 1.0,
         fusion: Fusion = "live",
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if weights is not None and weights.shape != (len(sources),):
+            raise ConfigError(
+                f"Weights of shape {tuple(weights.shape)} for {len(sources)} source prompts",
+                "give one for each",
+            )
         for k, source in enumerate(sources):
             if source.ndim != 2 or source.shape[1] != start.shape[1]:
                 raise ConfigError(
@@ -79,17 +87,21 @@ class CorrelationPrompt(nn.Module):
         self.count = len(sources)
         self.register_buffer("sources", padded, persistent=False)  # [K, Pmax, D]
         self.register_buffer("outside", outside, persistent=False)  # [K, Pmax]
+        given = None if weights is None else weights.detach().float().to(start.device)
+        self.register_buffer("weights", given, persistent=False)  # [K]
         first = start.detach().float()
         if fusion == "init" and sources:
             first = first + self.attend(first)
         self.target = TaskPrompt(first)
 
     def attend(self, query: Tensor) -> Tensor:
-        """`sum_k softmax_rows(scale * query E_k^T) E_k`: `[P, D]` -> `[P, D]`."""
+        """`sum_k w_k softmax_rows(scale * query E_k^T) E_k`: `[P, D]` -> `[P, D]`."""
         scores = self.scale * torch.einsum("pd,kqd->kpq", query, self.sources)
         scores = scores.masked_fill(self.outside.unsqueeze(1), float("-inf"))
-        weights = self.dropout(scores.softmax(-1))  # [K, P, Pmax]
-        return torch.einsum("kpq,kqd->pd", weights, self.sources)
+        attention = self.dropout(scores.softmax(-1))  # [K, P, Pmax]
+        if self.weights is not None:
+            attention = attention * self.weights.view(-1, 1, 1)
+        return torch.einsum("kpq,kqd->pd", attention, self.sources)
 
     def forward(self) -> Tensor:
         """The fused prompt, `[P, D]`, float32."""

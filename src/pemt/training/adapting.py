@@ -183,11 +183,13 @@ def adapt(
     learning_rates = learning_rates or [chosen.learning_rate or own]
     test = some(rows.test, test_rows, 0)
 
+    shared: dict[str, Any] = {}
+
     def build() -> tuple[AdaptedModel, dict[str, Any]]:
         setting = Setting(
             base=base, task=task, experts=experts, train=rows.train, validation=rows.validation,
             config=config, init_seed=chosen.init_seed,
-            max_source_length=chosen.max_source_length,
+            max_source_length=chosen.max_source_length, shared=shared,
         )  # fmt: skip
         return chosen_method.build(setting), setting.notes
 
@@ -212,7 +214,7 @@ def adapt(
             model=model, base=base, task=task, metrics=metrics,
             validation=None if fitted is None else fitted.best,
             gates=mean_gates(model, task, base, test[:256], chosen),
-            experts=model.expert_names if isinstance(model, PemtModel) else [],
+            experts=model.gate_names if isinstance(model, PemtModel) else [],
             predictions=predictions, report=report_of(task, test, predictions),
             manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
             settings=chosen, notes=notes, tried=tried, train_seconds=train_seconds,
@@ -275,7 +277,7 @@ def mean_gates(
         **lengths(model, settings),
     )
     collate = Collator(base.tokenizer, model.family, side=side_of(model.family))
-    total = torch.zeros(len(model.gated_sites()), len(model.experts))
+    total = torch.zeros(len(model.gated_sites()), len(model.gate_names))
     with evaluating(model):
         for start in range(0, len(encoded), settings.eval_batch_size):
             batch = collate(encoded[start : start + settings.eval_batch_size])

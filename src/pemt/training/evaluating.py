@@ -58,8 +58,7 @@ def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
             less than 8 positions.
     """
     limit = max_positions(model.base.config, model.backbone)
-    prompt = model.prompt()
-    taken = 0 if prompt is None else len(prompt)
+    taken = model.prompt_rows()
     source = settings.max_source_length or SOURCE_LENGTH
     if limit is not None:
         room = limit - taken

@@ -55,6 +55,21 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
             return super()._get_train_sampler(train_dataset)
         return LengthGrouped(lengths_of(rows).tolist(), step, self.args.data_seed or 0)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers' optimiser; what the model learns at a rate of its own is in own groups."""
+        optimizer = super().create_optimizer(model)
+        factors = self.accelerator.unwrap_model(model or self.model).rate_factors()
+        for factor in sorted(set(factors.values()) - {1.0}):
+            chosen = {id(p) for p, own in factors.items() if own == factor}
+            moved = [p for g in optimizer.param_groups for p in g["params"] if id(p) in chosen]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in chosen]
+            if moved:
+                optimizer.add_param_group(
+                    {"params": moved, "lr": self.args.learning_rate * factor, "weight_decay": 0.0}
+                )
+        return optimizer
+
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:

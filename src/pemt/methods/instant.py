@@ -1,0 +1,104 @@
+"""The instant mode and its ensemble with a trained PEMT, see `pemt.guide.instant`.
+
+On tasks that generate there is nothing to fit probes on: the instant mode is then PEMT's mixture
+itself, its gates and prompts at the guide's weights, with nothing trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pemt.guide import NONE, Evidence, Guide, guide_of
+from pemt.guide.instant import Instant, InstantModel, Part, best_sharpness
+from pemt.guide.probes import STRENGTHS, fit_probe
+from pemt.guide.views import Viewer
+from pemt.methods.method import Setting
+from pemt.methods.pemt import build as build_pemt
+from pemt.methods.probe import require_no_written_scores
+from pemt.model import AdaptedModel
+from pemt.training.sourcing import start_prompt
+
+LEAST = 0.02
+"""Shares below it are dropped: each expert costs one pass over every text."""
+
+
+def build(setting: Setting) -> AdaptedModel:
+    """Answers at once; nothing trains."""
+    if setting.task.kind == "generation":
+        config = replace(
+            setting.config, guide="evidence", target_adapter=False, train_norms=False,
+            sparsity_weight=0.0, prompt_dropout=0.0,
+        )  # fmt: skip
+        model = build_pemt(replace(setting, config=config))
+        return model.requires_grad_(False)
+    return _build(setting, blend=0.0)
+
+
+def build_ensemble(setting: Setting) -> AdaptedModel:
+    """A guided PEMT to be trained, and the instant mixture; answers are the mean of both."""
+    return _build(setting, blend=0.5)
+
+
+def _build(setting: Setting, *, blend: float) -> InstantModel:
+    require_no_written_scores(setting, "The instant mixture")
+    guide, evidence = guide_of(setting)
+    if "instant" not in setting.shared:
+        setting.shared["instant"] = _fitted(setting, guide, evidence)
+    instant: Instant = setting.shared["instant"]
+    setting.notes["guide"] = guide.to_dict()
+    setting.notes["sharpness"] = instant.sharpness
+    used = {p.expert for p in instant.parts}
+    if blend:  # training may find use for what evidence did not
+        used |= guide.weights.keys()
+    experts = [e for e in setting.experts if e.name in used]
+    if not experts:  # none at all has a share; the model still needs one to be built on
+        first = max(evidence.experts, key=lambda name: guide.weights[name])
+        experts = [e for e in setting.experts if e.name == first]
+    shown = {name: guide.weights[name] for name in [*(e.name for e in experts), NONE]}
+    total = sum(shown.values())
+    config = replace(setting.config, guide="evidence")
+    if not blend:
+        config = replace(config, target_adapter=False, train_norms=False, sparsity_weight=0.0)
+    prompt = start_prompt(setting.base, setting.task, config.prompt, seed=setting.init_seed)
+    torch.manual_seed(setting.init_seed)
+    return InstantModel(
+        setting.base.model, experts, config, prompt=prompt, outputs=setting.outputs,
+        backbone=setting.base.backbone, guide={n: w / total for n, w in shown.items()},
+        instant=instant, blend=blend,
+    )  # fmt: skip
+
+
+def _fitted(setting: Setting, guide: Guide, evidence: Evidence) -> Instant:
+    """Probes on all rows for every part with a share; one more pass for each such expert."""
+    task = setting.task
+    classes = task.num_labels if task.kind == "classification" else None
+    kept = [s for s in guide.shares if s.weight >= LEAST] or list(guide.shares)
+    total = sum(s.weight for s in kept)
+    truth, base = evidence.truth, setting.base
+    by_name = {e.name: e for e in setting.experts}
+    found = {(c.expert, c.view): c for c in evidence.candidates}
+    viewers: dict[str, Viewer] = {}
+    lent: dict[str, torch.Tensor] = {}
+    for name in dict.fromkeys(s.expert for s in kept):
+        expert = None if name == NONE else by_name[name]
+        viewers[name] = Viewer(expert, task, base.tokenizer, base.backbone.family)
+        if expert is not None and not len(expert.prompt):  # as `alone` lends it one
+            lent[name] = start_prompt(base, task, "description").detach().cpu()
+    parts, said = [], []
+    for share in kept:
+        candidate = found[share.expert, share.view]
+        assert candidate.values is not None
+        assert candidate.said is not None
+        probe = None
+        if share.view != "named":
+            probe = fit_probe(candidate.values, truth, STRENGTHS[share.view], classes)
+        weight = share.weight / total
+        parts.append(Part(expert=share.expert, view=share.view, weight=weight, probe=probe))
+        said.append(weight * np.exp(candidate.said))
+    sharpness = 1.0 if classes is None else best_sharpness(np.log(sum(said)), truth)
+    return Instant(
+        parts=tuple(parts), sharpness=sharpness, task=task, viewers=viewers, prompts=lent
+    )
