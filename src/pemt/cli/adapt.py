@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pemt.cli.choose import run_folder, task_from
+from pemt.errors import ConfigError
 from pemt.model.config import PemtConfig
+from pemt.tasks.fewshot import Validation
 from pemt.training.settings import Answers, TrainSettings
 
 
@@ -19,9 +21,12 @@ def adapt(
     experts: list[str] | str | None = None,
     shots: int | None = None,
     data_seed: int = 0,
-    validation: Literal["shots", "full"] = "shots",
+    validation: Validation = "shots",
     method: str = "pemt",
+    instant: bool = False,
     learning_rates: list[float] | None = None,
+    cv_folds: int = 4,
+    cv_repeats: int = 1,
     test_rows: int | None = None,
     data_dir: Path | None = None,
     output: Path | None = None,
@@ -55,9 +60,15 @@ def adapt(
             best on the training rows (`pemt experts rank` shows the ranking); all by default.
         shots: labels per class (regression and generation: in all); default: the whole split.
         data_seed: of the draw of labels.
-        validation: "shots": select on as few labels as you train on; "full": on the whole split.
+        validation: "shots": select on as few labels as you train on; "full": on the whole split;
+            "cv": on the training labels alone, by cross-validation.
         method: a name of `pemt bench methods`, such as lora; docs/methods.md says what each trains.
+            With --validation cv several, as guided,instant,adapter: held-out labels choose one.
+        instant: answer without training: the experts' own answers and features, mixed by how well
+            they foretell the labels (--method instant).
         learning_rates: choose among these on validation.
+        cv_folds: of --validation cv.
+        cv_repeats: of the whole division into folds.
         test_rows: score at most this many test rows.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
         output: folder of the run (default: runs/TASK-METHOD-...).
@@ -76,9 +87,16 @@ def adapt(
     from pemt.methods import method_named
 
     chosen = task_from(task, **flags)
-    title = method_named(method).title
+    if instant:
+        if method not in ("pemt", "instant"):
+            raise ConfigError(f"--instant with --method {method}", "give one of the two")
+        method = "instant"
+    for one in method.split(","):
+        method_named(one.strip())  # before anything is made
     drawn = "full" if shots is None else f"{shots}-{data_seed}"
-    folder = run_folder(output, f"{chosen.name}-{method}-{drawn}", overwrite=overwrite)
+    folder = run_folder(
+        output, f"{chosen.name}-{method.replace(',', '+')}-{drawn}", overwrite=overwrite
+    )
     if compat == "released":
         pemt = PemtConfig.released()
     if answers is not None:
@@ -87,6 +105,7 @@ def adapt(
         load_base(base, precision=precision),  # type: ignore[arg-type]
         chosen, library, names=experts, shots=shots, data_seed=data_seed, validation=validation,
         method=method, config=pemt, settings=settings, learning_rates=learning_rates,
+        cv_folds=cv_folds, cv_repeats=cv_repeats,
         test_rows=test_rows, data_dir=data_dir, folder=folder, progress=not json,
     )  # fmt: skip
     gates = None
@@ -94,16 +113,19 @@ def adapt(
         gates = dict(zip(result.experts, result.gates.mean(0).tolist(), strict=True))
     if json:
         shown = {
-            "task": chosen.name, "method": method, "metrics": result.metrics, "gates": gates,
+            "task": chosen.name, "method": result.method, "metrics": result.metrics, "gates": gates,
             "trained_parameters": result.parameters[0], "notes": result.notes, "run": str(folder),
         }  # fmt: skip
         print(json_format.dumps(shown | result.report.to_dict()))
         return 0
     trained, total = result.parameters
     scores = ", ".join(f"{k} {v:.3f}" for k, v in result.metrics.items() if k != "n")
-    print(f"{title} on {chosen.name}: {scores} on {result.metrics['n']:.0f} test rows.")
+    title, n = method_named(result.method).title, result.metrics["n"]
+    print(f"{title} on {chosen.name}: {scores} on {n:.0f} test rows.")
     print("\n".join(result.report.lines()))
     print(f"Trained {trained:,} parameters, {100 * trained / total:.2f} % of all.")
+    for line in result.verdicts():
+        print(line)
     if gates is not None:
         print("Mean gates: " + ", ".join(f"{k} {v:.2f}" for k, v in gates.items()))
     print(f"Everything is in {folder}.")

@@ -31,6 +31,7 @@ from pemt.model.pemt import NONE, PemtModel
 from pemt.model.prompted import AdaptedOutput
 from pemt.nn import ForwardContext
 from pemt.tasks import Task
+from pemt.training.evaluating import evaluating
 
 if TYPE_CHECKING:
     from pemt.bases import Base
@@ -172,7 +173,7 @@ class InstantModel(PemtModel):
             by_expert.setdefault(part.expert, []).append(part)
         total: Any = 0.0
         for name, parts in by_expert.items():
-            with self.alone(name):
+            with self.alone(name), evaluating(self):  # what is kept must not hold dropout
                 seen = self.instant.viewers[name].look(self, ids, mask, {p.view for p in parts})
             for part in parts:
                 total = total + part.weight * said_by(part, seen[part.view], self.instant.classes)

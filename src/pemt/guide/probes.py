@@ -82,25 +82,33 @@ def log_probabilities(logits: Array) -> Array:
     return result
 
 
-def folds_of(task: Task, rows: Sequence[Example]) -> list[Fold]:
+def folds_of(
+    task: Task, rows: Sequence[Example], *, count: int = FOLDS, repeats: int = REPEATS
+) -> list[Fold]:
     """(training, held-out) row numbers, repeated; the same for every expert, so losses compare.
 
     Every row is held out once in each repeat. A class of one row is in the held-out part alone
     once, and then has no chance there: its loss says so.
+
+    Args:
+        task: its labels keep their shares in every fold, as far as they can.
+        rows: to divide.
+        count: folds, at most; the rarest label's rows are the limit.
+        repeats: of the whole division.
 
     Raises:
         DataError: fewer than two rows, or rows of one answer alone.
     """
     from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
 
-    truth = truth_of(rows)
-    if task.kind == "regression":
+    if task.kind != "classification":
         if len(rows) < 2:
             raise DataError(
                 f"{len(rows)} labelled rows to judge experts on", "give at least two rows"
             )
-        plain = RepeatedKFold(n_splits=min(FOLDS, len(rows)), n_repeats=REPEATS, random_state=0)
-        return list(plain.split(truth))
+        plain = RepeatedKFold(n_splits=min(count, len(rows)), n_repeats=repeats, random_state=0)
+        return list(plain.split(np.zeros(len(rows))))
+    truth = truth_of(rows)
     sizes = np.bincount(truth.astype(int), minlength=task.num_labels)
     if (sizes > 0).sum() < 2:
         counts = ", ".join(f"{word}: {n}" for word, n in zip(task.labels, sizes, strict=True))
@@ -108,15 +116,17 @@ def folds_of(task: Task, rows: Sequence[Example]) -> list[Fold]:
             f"Too few labelled rows to judge experts on ({counts})",
             "give rows of at least two labels",
         )
-    count = min(FOLDS, int(sizes[sizes > 0].min()))
-    if count >= 2:
-        split = RepeatedStratifiedKFold(n_splits=count, n_repeats=REPEATS, random_state=0)
+    rarest = int(sizes[sizes > 0].min())
+    if rarest >= 2:
+        split = RepeatedStratifiedKFold(
+            n_splits=min(count, rarest), n_repeats=repeats, random_state=0
+        )
         return list(split.split(truth, truth))
     # a class of one row cannot be in both parts: folds that keep the others balanced as they can
-    count = max(2, min(FOLDS, len(rows) // 2))
+    count = max(2, min(count, len(rows) // 2))
     generator = np.random.default_rng(0)
     made: list[Fold] = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         shuffled = generator.permutation(len(rows))
         by_class = shuffled[np.argsort(truth[shuffled], kind="stable")]
         part = np.empty(len(rows), dtype=int)

@@ -20,6 +20,10 @@ from pemt.tasks.rows import Example
 from pemt.tasks.splits import Splits
 from pemt.tasks.task import Task
 
+Validation = Literal["shots", "full", "cv"]
+"""What models are selected on: as many labels again, the whole validation split, or
+cross-validation over the training rows."""
+
 
 @dataclass(frozen=True)
 class FewShot:
@@ -57,7 +61,7 @@ def draw(
     *,
     shots: int,
     data_seed: int,
-    validation: Literal["shots", "full"] = "shots",
+    validation: Validation = "shots",
 ) -> FewShot:
     """Draw ``shots`` training examples per label (regression and generation: in total).
 
@@ -70,7 +74,7 @@ def draw(
         data_seed: which draw.
         validation: "shots" (default) draws k per label more, from the remaining training rows, so
             that the whole budget is 2k per label; "full" uses the whole validation split, as the
-            authors did.
+            authors did; "cv" draws none: cross-validation over the training rows selects.
 
     Raises:
         ConfigError: ``shots`` below 1, or an unknown ``validation``.
@@ -78,11 +82,11 @@ def draw(
     """
     if shots < 1:
         raise ConfigError(f"shots is {shots}", "give 1 or more")
-    if validation not in ("shots", "full"):
-        raise ConfigError(f"validation is {validation!r}", "allowed: 'shots', 'full'")
+    if validation not in ("shots", "full", "cv"):
+        raise ConfigError(f"validation is {validation!r}", "allowed: 'shots', 'full', 'cv'")
     pools = _pools(splits.train, task, data_seed)
     train = _cut(pools, task, 0, shots, "training")
-    held = splits.validation
+    held = [] if validation == "cv" else splits.validation
     if validation == "shots":
         held = _cut(pools, task, shots, shots, "validation")
     train = sorted(train, key=lambda e: _hash(task.name, "order", data_seed, e.id))

@@ -6,18 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertLibrary
+from pemt.guide import Guide
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
 from pemt.tasks import Example, FewShot, Task, draw, load_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
+from pemt.tasks.fewshot import Validation
 from pemt.tasks.reporting import Report
 from pemt.training.choosing import best_experts, picked
 from pemt.training.evaluating import (
@@ -30,6 +32,7 @@ from pemt.training.evaluating import (
 )
 from pemt.training.fitting import Fit, fit
 from pemt.training.record import run_record, write_json
+from pemt.training.selecting import Selection, cross_validate, settings_for
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import some
 
@@ -46,7 +49,8 @@ class AdaptResult:
         base: the base it is on.
         task: the target task.
         metrics: on the test rows, "n" among them.
-        validation: of the main metric at the kept step; None without training.
+        validation: of the main metric at the kept step, or its cross-validated mean; None where
+            nothing was selected.
         gates: mean gates over test examples, `[layers, K]`; None for methods without gates.
         experts: names of the gate columns.
         predictions: on the test rows.
@@ -60,6 +64,8 @@ class AdaptResult:
             or where nothing trains by gradient, empty.
         train_seconds: of the training steps alone, over all learning rates; of building, where that
             already fits everything.
+        method: that was used: the one chosen, where there were several.
+        selection: of validation="cv".
     """
 
     model: AdaptedModel
@@ -78,6 +84,17 @@ class AdaptResult:
     notes: dict[str, Any] = field(default_factory=dict)
     tried: dict[str, float] = field(default_factory=dict)
     train_seconds: float = 0.0
+    method: str = "pemt"
+    selection: Selection | None = None
+
+    def verdicts(self) -> list[str]:
+        """What the guide and the selection say, one sentence each, if there were any."""
+        lines = []
+        if self.selection is not None:
+            lines.append(self.selection.verdict())
+        if "guide" in self.notes:
+            lines.append(Guide.from_dict(self.notes["guide"]).verdict())
+        return lines
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Answer source texts, rendered as the task's template renders them."""
@@ -92,7 +109,7 @@ def target_rows(
     *,
     shots: int | None,
     data_seed: int,
-    validation: Literal["shots", "full"] = "shots",
+    validation: Validation = "shots",
     data_dir: Path | None = None,
 ) -> FewShot:
     """Rows of a target task: a few-shot draw, or the full splits where `shots` is None."""
@@ -104,7 +121,8 @@ def target_rows(
         "task": task.name, "version": task.version, "shots": None, **splits.sizes,
         "origin": splits.origin,
     }  # fmt: skip
-    return FewShot(splits.train, splits.validation, splits.test, manifest)
+    held = [] if validation == "cv" else splits.validation
+    return FewShot(splits.train, held, splits.test, manifest)
 
 
 def adapt(
@@ -115,12 +133,14 @@ def adapt(
     names: Sequence[str] | str | None = None,
     shots: int | None = None,
     data_seed: int = 0,
-    validation: Literal["shots", "full"] = "shots",
+    validation: Validation = "shots",
     rows: FewShot | None = None,
     method: str = "pemt",
     config: PemtConfig | None = None,
     settings: TrainSettings | None = None,
     learning_rates: Sequence[float] | None = None,
+    cv_folds: int = 4,
+    cv_repeats: int = 1,
     test_rows: int | None = None,
     data_dir: Path | None = None,
     folder: Path | None = None,
@@ -136,12 +156,16 @@ def adapt(
             four that rank best on the training rows (pemt.methods.ranking), best first.
         shots: labels per class (regression and generation: in all); None takes the full split.
         data_seed: of the few-shot draw.
-        validation: "shots": as few validation rows as training rows; "full": the validation split.
-        rows: drawn before; replaces shots, data_seed and validation.
-        method: a name in pemt.methods.METHODS.
+        validation: "shots": as few validation rows as training rows; "full": the validation split;
+            "cv": the training rows alone, cross-validated, see pemt.training.selecting.
+        rows: drawn before; replaces shots and data_seed, and what validation would draw.
+        method: a name in pemt.methods.METHODS; with validation="cv" several, as "guided,instant",
+            of which the held-out rows choose one.
         config: PEMT's options.
         settings: of training; its learning rate is used unless `learning_rates` is given.
         learning_rates: several to choose from by validation; by default the method's own.
+        cv_folds: of validation="cv".
+        cv_repeats: of the whole division into folds.
         test_rows: at most this many test rows, drawn by seed 0.
         data_dir: local mirror of datasets.
         folder: for checkpoints, logs, the record, results and (PEMT) the adapted model.
@@ -155,7 +179,13 @@ def adapt(
     """
     base = load_base(base) if isinstance(base, str) else base
     task = Task.named(task) if isinstance(task, str) else task
-    chosen_method = method_named(method)
+    names_of_methods = [name.strip() for name in method.split(",")]
+    methods = [method_named(name) for name in names_of_methods]
+    if len(methods) > 1 and validation != "cv":
+        raise ConfigError(
+            f"Several methods ({method}) with validation={validation!r}",
+            "validation='cv' chooses among them; or name one",
+        )
     if isinstance(experts, (str, Path)):
         experts = ExpertLibrary(experts)
     source = str(experts) if isinstance(experts, ExpertLibrary) else None  # a Hub's with its commit
@@ -164,13 +194,14 @@ def adapt(
     )
     if folder is not None:
         check_place(folder / "model")  # before the work, not after it
-    reason = chosen_method.refusal(base.backbone.family, task.kind)
-    if reason is not None:
-        raise ConfigError(reason, "`pemt bench methods` lists what applies where")
-    config = chosen_method.configured(config or PemtConfig())
+    for one in methods:
+        reason = one.refusal(base.backbone.family, task.kind)
+        if reason is not None:
+            raise ConfigError(reason, "`pemt bench methods` lists what applies where")
+    config = config or PemtConfig()
     chosen = settings or TrainSettings()
     ranking: Ranking | None = None
-    if not chosen_method.transfers:
+    if not any(one.transfers for one in methods):
         experts = []
     elif isinstance(names, str) and ":" not in names:  # no expert's name holds one
         names = [name.strip() for name in names.split(",")]
@@ -179,6 +210,21 @@ def adapt(
             base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
         )
     experts = picked(base, experts, names)
+    chosen_method, selection = methods[0], None
+    if validation == "cv":
+        selection = cross_validate(
+            base, task, experts, rows.train, names_of_methods, config, chosen,
+            learning_rates=learning_rates, folds=cv_folds, repeats=cv_repeats, progress=progress,
+        )  # fmt: skip
+        rows = replace(rows, validation=[])
+        method = selection.best.method
+        chosen_method = method_named(method)
+        if chosen_method.trains:
+            chosen = settings_for(selection.best, len(rows.train), chosen)
+            learning_rates = None
+    if not chosen_method.transfers:
+        experts = []
+    config = chosen_method.configured(config)
     own = chosen_method.learning_rates[base.backbone.family]
     learning_rates = learning_rates or [chosen.learning_rate or own]
     test = some(rows.test, test_rows, 0)
@@ -198,6 +244,8 @@ def adapt(
     train_seconds = time.perf_counter() - started
     if ranking is not None:
         notes["ranking"] = asdict(ranking)
+    if selection is not None:
+        notes["selection"] = selection.to_dict()
     fitted: Fit | None = None
     tried: dict[str, float] = {}
     if chosen_method.trains:
@@ -212,16 +260,23 @@ def adapt(
         )
         result = AdaptResult(
             model=model, base=base, task=task, metrics=metrics,
-            validation=None if fitted is None else fitted.best,
+            validation=_validation(fitted, selection),
             gates=mean_gates(model, task, base, test[:256], chosen),
             experts=model.gate_names if isinstance(model, PemtModel) else [],
             predictions=predictions, report=report_of(task, test, predictions),
             manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
             settings=chosen, notes=notes, tried=tried, train_seconds=train_seconds,
+            method=method, selection=selection,
         )  # fmt: skip
         if folder is not None:
             _write(result, folder, method=method, config=config, test=test, library=source)
     return result
+
+
+def _validation(fitted: Fit | None, selection: Selection | None) -> float | None:
+    if selection is not None:
+        return selection.best.score
+    return None if fitted is None else fitted.best
 
 
 def _train(

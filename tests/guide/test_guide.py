@@ -1,0 +1,287 @@
+"""Views, evidence and the weights that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from pemt.errors import ConfigError, DataError
+from pemt.guide import NONE, gather, guide_from
+from pemt.guide.evidence import Candidate, Evidence, losses_of
+from pemt.guide.guide import mixture_weights
+from pemt.guide.probes import fit_probe, folds_of, held_out, truth_of
+from pemt.guide.views import alone, matched, renamed, views_of
+from pemt.methods import Setting
+from pemt.model import PemtConfig
+from tests import tiny
+
+FAMILIES = pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+
+
+def setting(folder, name="bert", kind="classification", **changes):
+    task = tiny.task(folder, kind=kind)
+    return Setting(
+        **{
+            "base": tiny.loaded(name), "task": task, "experts": [],
+            "train": tiny.splits(task).train[:24], "validation": [], "config": PemtConfig(),
+            "max_source_length": 24, **changes,
+        }
+    )  # fmt: skip
+
+
+def worded(expert, words=("good", "bad")):
+    """The same expert with answers of its own."""
+    expert = replace(expert, info=replace(expert.info, label_words=words))
+    return tiny.with_head(expert, len(words), seed=3)
+
+
+def experts(base, names="ab"):
+    return [worded(tiny.expert(base.model, n, seed=i)) for i, n in enumerate(names, 1)]
+
+
+def made(rows=24, **losses):
+    """Evidence of these mean losses, each row off by the same pattern."""
+    wave = 0.05 * np.cos(np.arange(rows))
+    found = [
+        Candidate(expert=name, view="features", losses=np.full(rows, value) + wave * (i + 1))
+        for i, (name, value) in enumerate(losses.items())
+    ]  # fmt: skip
+    names = tuple(n for n in losses if n != NONE)
+    return Evidence(
+        experts=names, candidates=tuple(found), rows=rows, kind="classification",
+        truth=np.zeros(rows), descriptions=dict.fromkeys(names),
+    )  # fmt: skip
+
+
+# -- views ---------------------------------------------------------------------------------------
+
+
+@FAMILIES
+def test_every_family_has_features_answers_and_named_answers(tmp_path, name):
+    given = setting(tmp_path, name)
+    expert = experts(given.base)[0]
+    with alone(given, expert) as model:
+        seen = views_of(model, given, expert, given.train)
+        singly = [views_of(model, given, expert, [e]) for e in given.train[:3]]
+    assert {k: v.shape for k, v in seen.items()} == {
+        "features": (24, 32), "answers": (24, 2), "named": (24, 2)
+    }  # fmt: skip
+    for view in ("answers", "named"):
+        np.testing.assert_allclose(np.exp(seen[view]).sum(1), 1, atol=1e-9)
+    # the target says bad, good; the expert good, bad
+    np.testing.assert_allclose(seen["named"], seen["answers"][:, ::-1], atol=1e-12)
+    for i, row in enumerate(singly):  # whoever shares the batch
+        for view, values in row.items():
+            np.testing.assert_allclose(values[0], seen[view][i], atol=1e-5)
+
+
+def test_answers_are_those_of_the_experts_head(tmp_path):
+    given = setting(tmp_path)
+    expert = experts(given.base)[0]
+    with alone(given, expert) as model:
+        seen = views_of(model, given, expert, given.train)
+    logits = seen["features"] @ expert.head["weight"].double().numpy().T
+    logits = logits + expert.head["bias"].double().numpy()
+    expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(seen["answers"], expected, atol=1e-9)
+
+
+@FAMILIES
+def test_an_expert_without_answers_has_features(tmp_path, name):
+    """An imported LoRA brings neither head nor words; nor has the base any."""
+    given = setting(tmp_path, name)
+    for expert in (tiny.expert(given.base.model, "a", seed=1), None):
+        with alone(given, expert) as model:
+            assert views_of(model, given, expert, given.train).keys() == {"features"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "columns"),
+    [
+        (("entailment", "neutral", "contradiction"), ("contradiction", "entailment", "neutral"),
+         [[2], [0], [1]]),
+        (("Entailment", "not entailment"), ("entailment", "not_entailment"), [[0], [1]]),
+        (("entailment", "neutral", "contradiction"), ("entailment", "not_entailment"),
+         [[0], [1, 2]]),
+        (("negative", "neutral", "positive"), ("negative", "positive"), [[0], [2]]),
+        (("no", "yes"), ("no", "yes", "maybe"), None),  # nothing is left for "maybe"
+        (("True", "False"), ("0", "1"), None),
+        (("a", "b"), ("a", "c", "d"), None),
+        ((), ("a", "b"), None),
+        (("a", "A"), ("a", "b"), None),
+    ],
+)  # fmt: skip
+def test_words_agree_but_for_their_writing(source, target, columns):
+    assert matched(source, target) == columns
+
+
+def test_renamed_adds_what_one_label_stands_for():
+    logs = np.log([[0.2, 0.3, 0.5]])
+    np.testing.assert_allclose(np.exp(renamed(logs, [[0], [1, 2]])), [[0.2, 0.8]])
+    np.testing.assert_allclose(np.exp(renamed(logs, [[0], [2]])), [[2 / 7, 5 / 7]])
+
+
+# -- probes --------------------------------------------------------------------------------------
+
+
+def test_held_out_never_sees_its_own_row(tmp_path):
+    """Labels of pure chance: a probe that saw a row would know it."""
+    given = setting(tmp_path)
+    generator = np.random.default_rng(0)
+    values, truth = generator.normal(size=(24, 200)), np.arange(24) % 2
+    rows = [replace(e, label=int(t)) for e, t in zip(given.train, truth, strict=True)]
+    folds = folds_of(given.task, rows)
+    seen = np.concatenate([outside for _, outside in folds])
+    assert (np.bincount(seen) == 2).all(), "every row is held out once in each repeat"
+    said = held_out(values, truth_of(rows), folds, 10.0, 2)
+    assert losses_of(said, truth.astype(float), 2).mean() > 0.6
+    inside = fit_probe(values, truth, 10.0, 2).scores(values)
+    assert (inside.argmax(1) == truth).all(), "it could have learnt them"
+
+
+def test_a_probe_of_unseen_classes_and_of_one(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    of_three = fit_probe(values, np.array([0, 2, 0, 2, 0, 2]), 1.0, 3)
+    assert (of_three.scores(values)[:, 1] == -30).all()
+    alone_ = fit_probe(values, np.full(6, 1.0), 1.0, 3)
+    assert (alone_.scores(values).argmax(1) == 1).all()
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+
+def test_weights_are_the_optimum_of_the_posterior():
+    """Against a general optimiser on the same function."""
+    generator = np.random.default_rng(1)
+    logs, prior = generator.normal(size=(4, 30)), np.array([0.1, 0.2, 0.3, 0.4])
+
+    def negative(free):
+        weights = np.exp(free - free.max())
+        weights /= weights.sum()
+        mixed = np.log((weights[:, None] * np.exp(logs)).sum(0)).sum()
+        return -mixed - 5 * (prior * np.log(weights)).sum()
+
+    free = minimize(negative, np.zeros(4), tol=1e-12).x
+    expected = np.exp(free - free.max())
+    expected /= expected.sum()
+    np.testing.assert_allclose(mixture_weights(logs, prior, 5.0), expected, atol=1e-4)
+
+
+def test_no_difference_gives_the_prior():
+    even = np.full((3, 20), -0.7)
+    prior = np.array([0.2, 0.3, 0.5])
+    np.testing.assert_allclose(mixture_weights(even, prior, 8.0), prior)
+    assert np.isfinite(mixture_weights(np.full((3, 20), -2000.0), prior, 8.0)).all()
+
+
+def test_more_evidence_more_weight():
+    few, many = (made(n, none=0.7, a=0.4, b=0.7) for n in (8, 200))
+    weights = [guide_from(e, prior="uniform").weights for e in (few, many)]
+    assert 1 / 3 < weights[0]["a"] < weights[1]["a"]
+    assert sum(weights[0].values()) == pytest.approx(1)
+    assert weights[0].keys() == {NONE, "a", "b"}
+
+
+def test_none_can_be_left_out():
+    guide = guide_from(made(none=0.1, a=0.7, b=0.7), prior="uniform", none=False)
+    assert guide.weights[NONE] == 0
+    assert guide.weights["a"] + guide.weights["b"] == pytest.approx(1)
+
+
+def test_the_description_prior_favours_its_like():
+    evidence = replace(made(none=0.7, a=0.7, b=0.7), descriptions={"a": 0.9, "b": 0.1})
+    plain = guide_from(evidence, prior="uniform").weights
+    drawn = guide_from(evidence, prior="description").weights
+    assert drawn["a"] > plain["a"] > 0.2
+    assert drawn["b"] < plain["b"]
+    assert drawn["a"] > drawn[NONE] > drawn["b"], "none is as likely as the mean of the others"
+    sharper = guide_from(evidence, prior="description", temperature=0.05).weights
+    assert sharper["a"] > drawn["a"]
+
+
+def test_the_verdict_says_what_helps_and_when_nothing_does():
+    assert "help beyond noise: a" in guide_from(made(none=0.9, a=0.3, b=0.9)).verdict()
+    sole = guide_from(made(200, none=0.2, a=0.9, b=0.9)).verdict()
+    assert "you do not need experts here" in sole
+    assert "no single expert helps" in guide_from(made(none=0.7, a=0.7, b=0.7)).verdict()
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"strength": -1.0}])
+def test_refused_options(changes):
+    with pytest.raises(ConfigError, match="above 0"):
+        guide_from(made(none=0.7, a=0.7), **changes)
+
+
+def test_useless_experts_leave_the_good_one_most_of_the_weight():
+    names = {f"useless{i}": 0.75 for i in range(10)}
+    guide = guide_from(made(48, none=0.7, good=0.3, **names), prior="uniform")
+    assert guide.weights["good"] > 0.5
+    assert max(guide.weights[n] for n in names) < 0.1
+
+
+# -- hard input ----------------------------------------------------------------------------------
+
+
+def rows_of(given, labels):
+    pools = {k: [e for e in given.train if e.label == k] for k in (0, 1)}
+    return [pools[label].pop() for label in labels]
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]])
+def test_few_rows_are_still_judged(tmp_path, labels):
+    """Two rows in all; one of a label: weights near the prior, and errors that say how little."""
+    given = setting(tmp_path)
+    given = replace(given, train=rows_of(given, labels))
+    guide = guide_from(gather(given, experts(given.base)))
+    assert sum(guide.weights.values()) == pytest.approx(1)
+    assert max(guide.weights.values()) < 0.6
+    assert guide.rows == len(labels)
+
+
+@pytest.mark.parametrize("labels", [[], [1], [1, 1, 1]])
+def test_rows_of_one_answer_are_refused_by_name(tmp_path, labels):
+    given = setting(tmp_path)
+    given = replace(given, train=rows_of(given, labels))
+    with pytest.raises(DataError, match=f"bad: 0, good: {len(labels)}"):
+        gather(given, experts(given.base))
+
+
+def test_equal_texts_with_different_labels(tmp_path):
+    """Nobody can foretell them: no expert gains, and nothing breaks."""
+    given = setting(tmp_path)
+    twice = [replace(given.train[0], id=str(i), label=i % 2) for i in range(16)]
+    guide = guide_from(gather(replace(given, train=twice), experts(given.base)))
+    assert all(abs(gain) < 0.5 for gain in guide.gains.values())
+
+
+def test_a_hundred_classes(tmp_path):
+    given = setting(tmp_path)
+    words = tuple(f"label{i}" for i in range(100))
+    task = replace(given.task, labels=words, label_values={})
+    rows = [replace(e, label=i % 100) for i, e in enumerate(tiny.splits(given.task).train * 5)]
+    assert len({e.label for e in rows}) == 100
+    guide = guide_from(gather(replace(given, task=task, train=rows), experts(given.base)))
+    assert np.isfinite(list(guide.gains.values())).all()
+
+
+def test_scores(tmp_path):
+    """A squared error has no scale of its own: it becomes a Gaussian's log-loss."""
+    given = setting(tmp_path, kind="regression")
+    evidence = gather(given, [tiny.expert(given.base.model, "a", seed=1)])
+    assert "Gaussian" in evidence.measure
+    said, truth = evidence.candidates[0].said, evidence.truth
+    assert said.shape == (24, 1)
+    squares = (said[:, 0] - truth) ** 2
+    expected = 0.5 * np.log(2 * np.pi * squares.mean()) + 0.5
+    assert evidence.candidates[0].loss == pytest.approx(expected)
+    assert sum(guide_from(evidence).weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("names", [["none"], ["a", "a"]])
+def test_names_that_would_be_mistaken(tmp_path, names):
+    given = setting(tmp_path)
+    with pytest.raises(ConfigError, match="rename"):
+        gather(given, [tiny.expert(given.base.model, n, seed=1) for n in names])
