@@ -232,6 +232,7 @@ def test_saved_and_read_answers_the_same(tmp_path, name, method):
 
 def test_scores_are_averaged(tmp_path):
     _, model = built(tmp_path, "bert", "ensemble", "regression")
+    model.eval()
     ids, mask = tiny.batch()
     instant = model.mixture(ids, mask)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from pemt.guide.views import Array, View, alone, features_of, views_of
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.model.pemt import NONE
-from pemt.tasks import Example
+from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, encode
 from pemt.training.evaluating import evaluating, lengths, side_of
 from pemt.training.settings import TrainSettings
@@ -180,9 +180,24 @@ def _candidates(
                 f"The loss with {name!r} is not finite", "verify the expert, or leave it out"
             )
         return [Candidate(expert=name, view="answers", losses=losses)]
+    return candidates_of(name, views_of(model, setting, expert, setting.train), task, folds, truth)
+
+
+def candidates_of(
+    name: str, views: dict[View, Array], task: Task, folds: list[Fold], truth: Array
+) -> list[Candidate]:
+    """Judge what was seen of labelled rows through one expert.
+
+    Args:
+        name: of the expert.
+        views: `[N, d]` each, of `views_of`.
+        task: the target, not one that generates.
+        folds: of the rows.
+        truth: `[N]`.
+    """
     classes = task.num_labels if task.kind == "classification" else None
     found = []
-    for view, values in views_of(model, setting, expert, setting.train).items():
+    for view, values in views.items():
         if view == "named":
             said = log_probabilities(values)
         else:
