@@ -5,7 +5,8 @@
 Truth: for every source and target, the test score of stage 2 with that expert alone (a mixture of
 one), a mean over data seeds. Ranking: from the training rows of each seed, before training.
 Restartable: experts and cells on disk are kept. Several processes may share the work by naming
-different sources or targets; `--stage table` reads what is there.
+different sources or targets; `--stage table` reads what is there, `--stage again` ranks the cells
+that are there once more and keeps their truth.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main() -> None:
     parser.add_argument("--base", default="minilm")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--stage", default="all", choices=["sources", "cells", "table", "all"])
+    parser.add_argument(
+        "--stage", default="all", choices=["sources", "cells", "again", "table", "all"]
+    )
     parser.add_argument("--sources", nargs="*", default=SOURCES)
     parser.add_argument("--targets", nargs="*", default=TARGETS)
     parser.add_argument("--seeds", type=int, default=3)
@@ -69,7 +72,12 @@ def main() -> None:
         for target in given.targets:
             for seed in range(given.seeds):
                 cell(base, library, target, seed, given, truth)
-    if given.stage in ("table", "all"):
+    if given.stage == "again":
+        for file in sorted((given.output / "cells").glob("*.json")):
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            measured = rank(base, library, kept["target"], kept["seed"], given)
+            write_json(file, {**kept, **measured})
+    if given.stage in ("table", "again", "all"):
         table(base, library, given)
 
 
@@ -129,6 +137,15 @@ def cell(
     file = given.output / "cells" / f"{target}-{seed}.json"
     if file.exists():
         return
+    scores = {source: found[target, seed] for source, found in truth.items()}
+    measured = rank(base, library, target, seed, given)
+    write_json(file, {"target": target, "seed": seed, **measured, "scores": scores})
+
+
+def rank(
+    base: Base, library: ExpertLibrary, target: str, seed: int, given: argparse.Namespace
+) -> dict[str, Any]:
+    """The ranking on the training rows of a draw, and how long it took."""
     task = Task.named(target)
     rows = target_rows(
         task, shots=given.shots, data_seed=seed, data_dir=given.data_dir,
@@ -136,13 +153,7 @@ def cell(
     )  # fmt: skip
     begun = time.perf_counter()
     ranking = ranked(base, task, library, rows.train, max_source_length=given.max_source_length)
-    seconds = time.perf_counter() - begun
-    scores = {source: found[target, seed] for source, found in truth.items()}
-    write_json(
-        file,
-        {"target": target, "seed": seed, "ranking": asdict(ranking), "seconds": seconds,
-         "scores": scores},
-    )  # fmt: skip
+    return {"ranking": asdict(ranking), "seconds": time.perf_counter() - begun}
 
 
 def table(base: Base, library: ExpertLibrary, given: argparse.Namespace) -> None:

@@ -193,3 +193,40 @@ def test_bottleneck_mixture_says_how_to_train_its_experts_and_that_works(place, 
     )  # fmt: skip
     arguments[2] = tmp_path / "bottleneck"
     assert "PEMT, bottleneck experts on first" in run(capsys, *arguments).out
+
+
+@pytest.mark.parametrize(
+    "flags", [["--instant"], ["--method", "guided"], ["--method", "ensemble"]], ids=lambda f: f[-1]
+)
+def test_the_labels_speak_first(place, tmp_path, capsys, flags):
+    """At once or with training: the guide is shown, kept, on the card, and answers again."""
+    folder = tmp_path / "run"
+    said = run(capsys, *adapt(place, folder, *flags)).out
+    assert "rows" in said
+    assert "expert" in said
+    results = json.loads((folder / "results.json").read_text())
+    weights = results["notes"]["guide"]["weights"]
+    assert set(weights) == {"none", "first", "second"}
+    assert sum(weights.values()) == pytest.approx(1)
+    kept = json.loads((folder / "model" / "pemt.json").read_text())
+    assert sum(kept["guide"].values()) == pytest.approx(1)
+    assert "gave each of them before training" in (folder / "model" / "README.md").read_text()
+    made = run(
+        capsys, "predict", folder, "--text", '["good"]', "--precision", "float32", "--json"
+    ).out
+    assert sum(json.loads(made)["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_no_labels_but_the_training_ones(place, tmp_path, capsys):
+    more = ["--validation", "cv", "--cv_folds", "2", "--method", "instant,probe"]
+    said = run(capsys, *adapt(place, tmp_path / "run", *more)).out
+    assert "Chosen by cross-validation" in said
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    tried = {c["method"] for c in results["notes"]["selection"]["choices"]}
+    assert tried == {"instant", "probe"}
+    assert results["method"] in tried
+
+
+def test_instant_is_one_method(place, tmp_path, capsys):
+    arguments = adapt(place, tmp_path / "run", "--instant", "--method", "lora")
+    assert "one of the two" in run(capsys, *arguments, code=1).err

@@ -169,9 +169,16 @@ def test_a_base_that_the_description_does_not_name_is_refused(folder, base):
         PemtModel.from_pretrained(folder, base=base)
 
 
+def test_a_model_without_a_guide_is_written_as_before(saved):
+    """What reads version 1 goes on reading it."""
+    described = read_description(saved)
+    assert described["format_version"] == 1
+    assert not {"guide", "instant"} & described.keys()
+
+
 def test_a_newer_format_is_refused(folder, base):
-    change(folder, format_version=2)
-    with pytest.raises(ConfigError, match=r"format version 2\n.*reads 1"):
+    change(folder, format_version=3)
+    with pytest.raises(ConfigError, match=r"format version 3\n.*reads 1 to 2"):
         PemtModel.from_pretrained(folder, base=base)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from pemt.errors import PemtError
 
 SWITCHES = (
-    "--json", "--overwrite", "--drop_head", "--write", "--private", "--costs", "--published",
-    "--latest",
+    "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
+    "--published", "--latest",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 

@@ -187,7 +187,8 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
         front["model-index"] = _model_index(folder, name or "unknown", task, measured)
     return _render(
         "model.md.j2", front, described=described, saved=saved, measured=measured, folder=folder,
-        settings=settings, task=task,
+        settings=settings, task=task, guide=_mapping(described.get("guide")),
+        instant=_mapping(described.get("instant")),
     )  # fmt: skip
 
 
