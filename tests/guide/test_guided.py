@@ -12,18 +12,18 @@ from pemt.bases import load_base
 from pemt.errors import ConfigError
 from pemt.experts import ExpertLibrary
 from pemt.guide import NONE
-from pemt.guide.instant import InstantModel, best_sharpness, sharpened
+from pemt.guide.instant import Instant, InstantModel, best_sharpness, sharpened
 from pemt.guide.probes import fit_probe, truth_of
 from pemt.guide.views import alone, views_of
 from pemt.methods import METHODS
-from pemt.model import PemtConfig, PemtModel
+from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import load_model
 from pemt.tasks.encoding import fingerprint
 from pemt.training import adapt, evaluate
 from pemt.training.deploying import load_run
 from pemt.training.evaluating import predict
 from pemt.training.fitting import fit
-from tests import tiny
+from tests import adapters, tiny
 from tests.guide.test_guide import FAMILIES, experts, setting
 
 EVIDENCE = PemtConfig(guide="evidence", reduction=4, prompt_scale=0.1)
@@ -345,3 +345,38 @@ def test_adapt_at_once_and_answer_from_the_folder(tmp_path):
         again.model, again.task, again.base.tokenizer, tiny.splits(task).test, again.settings
     )
     assert made.texts == said
+
+
+@FAMILIES
+def test_experts_that_are_beside_other_maps(name):
+    """Imported LoRAs cover some maps only: alone through the shared banks is alone by itself."""
+    base = tiny.base(name)
+    some = adapters.attention_paths(base)[:3]
+    given = [
+        adapters.partial(base, "a", some, seed=1), tiny.expert(base, "b", seed=2),
+        adapters.partial(base, "c", some[1:], seed=3, prompt=0),
+    ]  # fmt: skip
+    lent = tiny.prompt(length=4, seed=5)
+    ids, mask = tiny.batch()
+    expected = []
+    for expert in given:
+        config = PemtConfig(prompt_fusion="none", target_adapter=False, train_norms=False)
+        prompt = expert.prompt if len(expert.prompt) else lent
+        one = PemtModel(base, [expert], config, prompt=prompt, outputs=tiny.outputs_of(base)).eval()
+        expected.append(one.features(ids, mask))
+        one.detach()
+    instant = Instant(parts=(), sharpness=1.0, task=None, viewers={}, prompts={"c": lent})
+    model = InstantModel(
+        base, given, EVIDENCE, prompt=tiny.prompt(), outputs=tiny.outputs_of(base),
+        guide={"a": 0.2, "b": 0.2, "c": 0.2, NONE: 0.4}, instant=instant, blend=0.5,
+    )  # fmt: skip
+    tiny.stir(model).eval()
+    for expert, wanted in zip(given, expected, strict=True):
+        with model.alone(expert.name):
+            torch.testing.assert_close(model.features(ids, mask), wanted, atol=1e-5, rtol=1e-5)
+    with model.alone(NONE):
+        nothing = model.features(ids, mask)
+    model.detach()
+    bare = AdaptedModel(base, outputs=tiny.outputs_of(base)).eval()
+    torch.testing.assert_close(bare.features(ids, mask), nothing)
+    bare.detach()

@@ -169,3 +169,29 @@ def test_bottleneck_branch_starts_without_effect_and_equals_its_tensors():
     branch.load(wanted)
     assert_close(branch(x), reference.expert_output(wanted, x), atol=1e-5, rtol=1e-5)
     assert_close(branch(x), reference.expert_output(branch.tensors(), x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [["lora"] * 3, ["lora", "bottleneck", "lora"]])
+def test_one_expert_is_the_mixture_with_all_on_it(kinds):
+    """Unequal ranks and kinds are stored in another order than they were given in."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw)
+
+    given = []
+    for rank, kind in zip((4, 2, 4), kinds, strict=True):
+        bottleneck = kind == "bottleneck"
+        given.append(
+            ExpertTensors(
+                A=normal(rank, 6), B=normal(5, rank), scale=0.7,
+                a=normal(rank) if bottleneck else None, b=normal(5) if bottleneck else None,
+                activation="gelu_new" if bottleneck else None,
+            )
+        )  # fmt: skip
+    bank = ExpertBank(given)
+    x = normal(2, 3, 6)
+    for k in range(3):
+        gates = torch.zeros(2, 3)
+        gates[:, k] = 1
+        torch.testing.assert_close(bank.one(x, k), bank.mix(bank.hidden_of(x), gates))
