@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
 
 from pemt.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from pemt.guide.probes import fit_probe, folds_of, held_out, truth_of
 from pemt.guide.views import alone, matched, renamed, views_of
 from pemt.methods import Setting
 from pemt.model import PemtConfig
+from pemt.tasks.encoding import label_word_ids
 from tests import tiny
 
 FAMILIES = pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
@@ -66,10 +68,11 @@ def test_every_family_has_features_answers_and_named_answers(tmp_path, name):
     with alone(given, expert) as model:
         seen = views_of(model, given, expert, given.train)
         singly = [views_of(model, given, expert, [e]) for e in given.train[:3]]
+    writes = {"words": (24, 2)} if name != "bert" else {}
     assert {k: v.shape for k, v in seen.items()} == {
-        "features": (24, 32), "answers": (24, 2), "named": (24, 2)
+        "features": (24, 32), "answers": (24, 2), "named": (24, 2), **writes
     }  # fmt: skip
-    for view in ("answers", "named"):
+    for view in seen.keys() - {"features"}:
         np.testing.assert_allclose(np.exp(seen[view]).sum(1), 1, atol=1e-9)
     # the target says bad, good; the expert good, bad
     np.testing.assert_allclose(seen["named"], seen["answers"][:, ::-1], atol=1e-12)
@@ -95,7 +98,20 @@ def test_an_expert_without_answers_has_features(tmp_path, name):
     given = setting(tmp_path, name)
     for expert in (tiny.expert(given.base.model, "a", seed=1), None):
         with alone(given, expert) as model:
-            assert views_of(model, given, expert, given.train).keys() == {"features"}
+            seen = views_of(model, given, expert, given.train)
+        assert seen.keys() == {"features"} | ({"words"} if name != "bert" else set())
+        if name != "bert":  # against the likelihood of each word by itself
+            wanted = label_word_ids(given.task, given.base.tokenizer, model.family)
+            text = given.base.tokenizer(
+                f"{given.train[0].text}\nanswer:" if name == "llama" else given.train[0].text,
+                return_tensors="pt",
+            )  # fmt: skip
+            with alone(given, expert) as model:
+                scores = torch.stack(
+                    [model.score_answers(text["input_ids"], None, [w])[0, 0] for w in wanted]
+                )
+            expected = scores.double().log_softmax(0).numpy()
+            np.testing.assert_allclose(seen["words"][0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

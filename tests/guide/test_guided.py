@@ -172,7 +172,7 @@ def test_instant_is_the_weighted_mean_of_the_probes(tmp_path, name):
         if part.view == "named":
             chances = np.exp(wanted)
         else:
-            strength = {"features": 0.03, "answers": 0.3}[part.view]
+            strength = {"features": 0.03, "answers": 0.3, "words": 0.3}[part.view]
             scores = fit_probe(seen, truth, strength, 2).scores(wanted)
             chances = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         total = total + part.weight * chances

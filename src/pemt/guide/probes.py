@@ -16,7 +16,9 @@ from pemt.tasks import Example, Task
 Rows = npt.NDArray[np.int64]
 Fold = tuple[Rows, Rows]
 
-STRENGTHS: dict[View, float] = {"features": 0.03, "answers": 0.3, "named": 1.0}
+STRENGTHS: dict[View, float] = {
+    "features": 0.03, "answers": 0.3, "named": 1.0, "words": 0.3,
+}  # fmt: skip
 """Inverse regularisation by view: many features need a strong pull, few answers a weak one."""
 FOLDS, REPEATS = 8, 2
 FLOOR = 1e-6

@@ -5,6 +5,8 @@ answers    log-probabilities of the expert's own label words, `[N, A]`: of its h
            encoder-only base, of the words themselves elsewhere; a score `[N, 1]` for an expert that
            was trained on scores
 named      the same, read as the target's labels where the words agree, `[N, C]`
+words      log-probabilities of the target's label words, on bases that write, `[N, C]`; no expert
+           has these too: what the base says by itself
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import start_prompt
 
 Array = npt.NDArray[np.float64]
-View = Literal["features", "answers", "named"]
-VIEWS: tuple[View, ...] = ("features", "answers", "named")
+View = Literal["features", "answers", "named", "words"]
+VIEWS: tuple[View, ...] = ("features", "answers", "named", "words")
 
 
 @contextmanager
@@ -77,8 +79,11 @@ class Viewer:
         self.called = "The base" if expert is None else f"Expert {expert.name!r}"
         self.weight: Array | None = None
         self.bias: Array | None = None
-        self.words: list[list[int]] | None = None
+        self.source: list[list[int]] = []  # tokens of the expert's label words
+        self.target: list[list[int]] = []  # tokens of the target's
         self.columns: list[list[int]] | None = None
+        if family != "encoder-only" and not task.option_columns:
+            self.target = _word_ids(task, task.labels, tokenizer, family)
         if expert is None:
             return
         if family == "encoder-only":
@@ -86,17 +91,10 @@ class Viewer:
                 self.weight = expert.head["weight"].double().numpy()
                 self.bias = expert.head["bias"].double().numpy()
         else:
-            self.words = _word_ids(task, expert.info.label_words, tokenizer, family)
-        answers = len(self.weight) if self.weight is not None else len(self.words or ())
+            self.source = _word_ids(task, expert.info.label_words, tokenizer, family)
+        answers = len(self.source if self.weight is None else self.weight)
         if answers > 1 and answers == len(expert.info.label_words):
             self.columns = matched(expert.info.label_words, task.labels)
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """What can be seen: an imported LoRA and free text have no answers of their own."""
-        if self.weight is None and self.words is None:
-            return ("features",)
-        return VIEWS if self.columns is not None else ("features", "answers")
 
     def look(
         self, model: AdaptedModel, ids: torch.Tensor, mask: torch.Tensor,
@@ -121,24 +119,31 @@ class Viewer:
                     f"{self.called} gives values that are not finite on these rows",
                     "verify it (pemt experts verify), or leave it out",
                 )
-        if len(self.views) > 1 and {"answers", "named"} & set(wanted):
-            logits: Array
-            if self.weight is not None and self.bias is not None:
-                logits = made["features"] @ self.weight.T + self.bias
-            else:
-                assert self.words is not None
-                logits = model.score_answers(ids, mask, self.words).double().cpu().numpy()
-            said = logits if logits.shape[1] == 1 else log_softmax(logits)
-            made["answers"] = said
+        scores = None
+        if (self.source or self.target) and set(wanted) - {"features"}:
+            words = [*self.source, *self.target]  # one pass over the text for all of them
+            scores = model.score_answers(ids, mask, words).double().cpu().numpy()
+        if scores is not None and self.target:
+            made["words"] = log_softmax(scores[:, len(self.source) :])
+        logits: Array | None = None
+        if self.weight is not None and self.bias is not None:
+            logits = made["features"] @ self.weight.T + self.bias
+        elif scores is not None and self.source:
+            logits = scores[:, : len(self.source)]
+        if logits is not None:
+            made["answers"] = logits if logits.shape[1] == 1 else log_softmax(logits)
             if self.columns is not None:
-                made["named"] = renamed(said, self.columns)
+                made["named"] = renamed(made["answers"], self.columns)
         return made
 
 
 def views_of(
-    model: AdaptedModel, setting: Setting, expert: Expert | None, examples: Sequence[Example]
-) -> dict[View, Array]:
-    """The views of these examples through a model that `alone` gave; each example runs once.
+    model: AdaptedModel, setting: Setting, expert: Expert | None, examples: Sequence[Example],
+    wanted: Collection[View] = VIEWS,
+) -> dict[View, Array]:  # fmt: skip
+    """The views of these examples through a model that `alone` gave.
+
+    Each example runs once, and on a base that writes once more for its words.
 
     Raises:
         DataError: features that are not finite, from a broken expert.
@@ -156,7 +161,7 @@ def views_of(
         for start in range(0, len(order), settings.eval_batch_size):
             batch = collate([encoded[i] for i in order[start : start + settings.eval_batch_size]])
             ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
-            for view, values in viewer.look(model, ids, mask).items():
+            for view, values in viewer.look(model, ids, mask, wanted).items():
                 parts.setdefault(view, []).append(values)
     back = np.argsort(order)
     return {view: np.concatenate(values)[back] for view, values in parts.items()}
@@ -166,15 +171,14 @@ def features_of(model: AdaptedModel, setting: Setting, examples: Sequence[Exampl
     """Mean final hidden state of every example, `[N, D]`."""
     if not examples:
         return np.zeros((0, model.width))
-    return views_of(model, setting, None, examples)["features"]
+    only: tuple[View, ...] = ("features",)
+    return views_of(model, setting, None, examples, only)["features"]
 
 
-def _word_ids(
-    task: Task, words: Sequence[str], tokenizer: Any, family: Family
-) -> list[list[int]] | None:
-    """Tokens of an expert's label words; None for fewer than two, or where they cannot differ."""
+def _word_ids(task: Task, words: Sequence[str], tokenizer: Any, family: Family) -> list[list[int]]:
+    """Tokens of label words; none for fewer than two, or where they cannot differ."""
     if len(words) < 2:
-        return None
+        return []
     worded = replace(
         task, kind="classification", labels=tuple(words), label_values={}, label_bins={},
         label_variants={}, option_columns=(), metrics=("accuracy",),
@@ -182,7 +186,7 @@ def _word_ids(
     try:
         return label_word_ids(worded, tokenizer, family)
     except PemtError:  # such as two words that become the same token
-        return None
+        return []
 
 
 def log_softmax(logits: Array) -> Array:
