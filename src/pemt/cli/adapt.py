@@ -123,7 +123,8 @@ def adapt(
     title, n = method_named(result.method).title, result.metrics["n"]
     print(f"{title} on {chosen.name}: {scores} on {n:.0f} test rows.")
     print("\n".join(result.report.lines()))
-    print(f"Trained {trained:,} parameters, {100 * trained / total:.2f} % of all.")
+    done = "Trained" if method_named(result.method).trains else "Fitted"
+    print(f"{done} {trained:,} parameters, {100 * trained / total:.2f} % of all.")
     for line in result.verdicts():
         print(line)
     if gates is not None:

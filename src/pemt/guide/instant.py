@@ -187,12 +187,19 @@ class InstantModel(PemtModel):
         self, input_ids: Tensor, attention_mask: Tensor | None, answers: Sequence[Sequence[int]]
     ) -> Tensor:
         """Log-probabilities over the labels, `[B, C]`, float32."""
+        if self.head is not None:
+            logits: Tensor = self(input_ids, attention_mask).logits
+            return logits.float().log_softmax(-1)
         instant = self.mixture(input_ids, attention_mask)
         if self.blend == 0:
             return instant
-        trained = super().label_scores(input_ids, attention_mask, answers)
-        mixed = self.blend * trained.exp() + (1 - self.blend) * instant.exp()
-        return mixed.log()
+        return self._blended(super().label_scores(input_ids, attention_mask, answers), instant)
+
+    def _blended(self, trained: Tensor, instant: Tensor) -> Tensor:
+        """Scores `[B, 1]`, or log-probabilities `[B, C]`, averaged as scores or probabilities."""
+        if self.outputs == 1:
+            return self.blend * trained + (1 - self.blend) * instant
+        return (self.blend * trained.exp() + (1 - self.blend) * instant.exp()).log()
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: Any
@@ -213,16 +220,22 @@ class InstantModel(PemtModel):
         self, input_ids: Tensor, attention_mask: Tensor | None = None,
         labels: Tensor | None = None, **given: Any,
     ) -> AdaptedOutput | Any:  # fmt: skip
-        """A pass of the trained part; scores, without labels, are blended as the answers are."""
-        asked = labels is None and self.outputs == 1 and self.only is None and not self._disabled
-        if asked and self.blend == 0:
-            return AdaptedOutput(logits=self.mixture(input_ids, attention_mask))
-        output = super().forward(input_ids, attention_mask, labels, **given)
-        if asked:
-            instant = self.mixture(input_ids, attention_mask)
-            trained = output.logits
-            assert trained is not None
-            output.logits = self.blend * trained + (1 - self.blend) * instant
+        """A pass of the trained part. A head's logits, without labels, are those of both.
+
+        They are then log-probabilities `[B, C]`, or scores `[B, 1]`; with labels, for training,
+        they are the trained part's alone.
+        """
+        answers = labels is None and self.only is None and not self._disabled
+        if self.head is None or not answers:
+            return super().forward(input_ids, attention_mask, labels, **given)
+        instant = self.mixture(input_ids, attention_mask)
+        if self.blend == 0:
+            return AdaptedOutput(logits=instant)
+        output = super().forward(input_ids, attention_mask, **given)
+        trained: Tensor = output.logits  # type: ignore[assignment]
+        if self.outputs != 1:
+            trained = trained.log_softmax(-1)
+        output.logits = self._blended(trained, instant)
         return output
 
     def gated_sites(self) -> list[Site]:

@@ -81,12 +81,14 @@ def _fitted(setting: Setting, guide: Guide, evidence: Evidence) -> Instant:
     by_name = {e.name: e for e in setting.experts}
     found = {(c.expert, c.view): c for c in evidence.candidates}
     viewers: dict[str, Viewer] = {}
-    lent: dict[str, torch.Tensor] = {}
+    lent = {  # as `alone` lends it to experts that came without a prompt
+        e.name: start_prompt(base, task, "description").detach().cpu()
+        for e in setting.experts
+        if not len(e.prompt)
+    }
     for name in dict.fromkeys(s.expert for s in kept):
         expert = None if name == NONE else by_name[name]
         viewers[name] = Viewer(expert, task, base.tokenizer, base.backbone.family)
-        if expert is not None and not len(expert.prompt):  # as `alone` lends it one
-            lent[name] = start_prompt(base, task, "description").detach().cpu()
     parts, said = [], []
     for share in kept:
         candidate = found[share.expert, share.view]
