@@ -272,6 +272,19 @@ def test_full_data_and_validation_options(folder):
     assert "accuracy" in full.metrics
 
 
+def test_cross_validation_uses_no_other_labels(folder):
+    path = places.grid(
+        folder, shots=[4], methods=["adapter"], data_seeds=1, learning_rates=[1e-3, 1e-2],
+        tasks=[{str(folder / "one.yaml"): {"validation": "cv"}}],
+    )  # fmt: skip
+    (cell,) = go(path).cells
+    assert cell.config["rows"]["validation_ids"] == []
+    judged = cell.notes["selection"]["choices"]
+    assert {c["learning_rate"] for c in judged} == {1e-3, 1e-2}
+    assert cell.learning_rate == judged[0]["learning_rate"]
+    assert cell.validation == pytest.approx(judged[0]["score"])
+
+
 def test_another_score_of_the_same_run_trains_nothing(folder):
     described = yaml.safe_load((folder / "one.yaml").read_text())
     described["metrics"] = ["accuracy", "macro_f1"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pemt.bench.located import Located, read_located
 from pemt.errors import ConfigError, PemtError, UnknownNameError
@@ -14,6 +14,7 @@ from pemt.methods import METHODS, Method
 from pemt.methods.method import Library
 from pemt.model.config import PemtConfig
 from pemt.tasks import Task, task_names
+from pemt.tasks.fewshot import Validation
 from pemt.training.settings import TrainSettings
 
 LIBRARIES: tuple[Library, ...] = ("experts", "bottleneck", "prompts", "shared-prompts")
@@ -33,14 +34,15 @@ class GridTask:
 
     Attributes:
         task: the task.
-        validation: "shots": select on as few labels as you train on; "full": on the whole split.
+        validation: "shots": select on as few labels as you train on; "full": on the whole split;
+            "cv": on the training labels alone, by cross-validation.
         score: the metric that tables show, any of the task's kind; the task's first by default.
         test_rows: score at most this many; the grid's by default.
         settings: fields of `TrainSettings`.
     """
 
     task: Task
-    validation: Literal["shots", "full"] = "shots"
+    validation: Validation = "shots"
     score: str = ""
     test_rows: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,8 +53,8 @@ class GridTask:
                 f"The task's name {self.task.name!r} cannot be a part of a folder's name",
                 "use letters, digits, '.', '_' and '-'",
             )
-        if self.validation not in ("shots", "full"):
-            raise UnknownNameError("validation", self.validation, ["shots", "full"])
+        if self.validation not in get_args(Validation):
+            raise UnknownNameError("validation", self.validation, get_args(Validation))
         object.__setattr__(self, "score", self.score or self.task.metrics[0])
         if self.score not in self.task.metrics:  # models are still selected on the first
             metrics = (*self.task.metrics, self.score)
@@ -258,7 +260,7 @@ def _tasks(given: Located) -> list[GridTask]:
                 raise UnknownNameError(f"task in {options.where}", name, task_names(), fix)
         task = _placed(options.where, _task, name).task
         found = options.mapping([f.name for f in fields(GridTask)][1:], "a task")
-        hints = {"validation": Literal["shots", "full"], "score": str, "test_rows": int | None}
+        hints = {"validation": Validation, "score": str, "test_rows": int | None}
         values = {k: found[k].of(hint, k) for k, hint in hints.items() if k in found}
         if "settings" in found:
             values["settings"] = _overrides(found["settings"])

@@ -17,6 +17,7 @@ from pemt.experts import ExpertLibrary
 from pemt.model.config import PemtConfig
 from pemt.tasks import Example, FewShot, Splits, Task, draw, load_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
+from pemt.tasks.fewshot import Validation
 from pemt.training.choosing import check_experts
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import outputs_of, some
@@ -36,7 +37,7 @@ class Job:
         shots: labels per class; None for the full split.
         data_seed: of the draw.
         score: the metric that tables show.
-        validation: "shots" or "full".
+        validation: "shots", "full" or "cv".
         test_rows: at most so many.
         settings: of training, but for the learning rate.
         rates: learning rates to pick from; empty where nothing trains by gradient.
@@ -53,7 +54,7 @@ class Job:
     shots: int | None
     data_seed: int
     score: str
-    validation: str
+    validation: Validation
     test_rows: int | None
     settings: TrainSettings
     rates: tuple[float, ...]

@@ -113,8 +113,9 @@ def run_cell(
     started = time.perf_counter()
     result = adapt(
         base, job.task, experts,
-        names=job.auto, rows=rows, method=job.method, config=job.pemt, settings=job.settings,
-        learning_rates=job.rates or None, test_rows=job.test_rows, progress=False,
+        names=job.auto, rows=rows, validation=job.validation, method=job.method, config=job.pemt,
+        settings=job.settings, learning_rates=job.rates or None, test_rows=job.test_rows,
+        progress=False,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     try:
