@@ -68,7 +68,7 @@ def test_every_family_has_features_answers_and_named_answers(tmp_path, name):
     with alone(given, expert) as model:
         seen = views_of(model, given, expert, given.train)
         singly = [views_of(model, given, expert, [e]) for e in given.train[:3]]
-    writes = {"words": (24, 2)} if name != "bert" else {}
+    writes = {}  # its words are the target's, so they are looked at once
     assert {k: v.shape for k, v in seen.items()} == {
         "features": (24, 32), "answers": (24, 2), "named": (24, 2), **writes
     }  # fmt: skip
@@ -79,6 +79,16 @@ def test_every_family_has_features_answers_and_named_answers(tmp_path, name):
     for i, row in enumerate(singly):  # whoever shares the batch
         for view, values in row.items():
             np.testing.assert_allclose(values[0], seen[view][i], atol=1e-5)
+
+
+@FAMILIES
+def test_other_words_are_looked_at_beside_the_targets(tmp_path, name):
+    given = setting(tmp_path, name)
+    expert = worded(tiny.expert(given.base.model, "a", seed=1), (tiny.GOOD[1], tiny.BAD[1]))
+    with alone(given, expert) as model:
+        seen = views_of(model, given, expert, given.train)
+    assert seen.keys() == {"features", "answers"} | ({"words"} if name != "bert" else set())
+    assert "words" not in seen or not np.allclose(seen["words"], seen["answers"])
 
 
 def test_answers_are_those_of_the_experts_head(tmp_path):

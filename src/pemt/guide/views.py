@@ -92,6 +92,8 @@ class Viewer:
                 self.bias = expert.head["bias"].double().numpy()
         else:
             self.source = _word_ids(task, expert.info.label_words, tokenizer, family)
+            if sorted(self.source) == sorted(self.target):
+                self.target = []  # the same words: the answers say it all
         answers = len(self.source if self.weight is None else self.weight)
         if answers > 1 and answers == len(expert.info.label_words):
             self.columns = matched(expert.info.label_words, task.labels)
