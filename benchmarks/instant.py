@@ -4,7 +4,8 @@
 
 Every row of a target that any draw needs runs once through every expert; all else is small
 regressions. What is chosen here is chosen on development targets: nothing else may be scored with
-it. Scores are on test rows, means over data seeds; "nll" is the mean loss of the test rows in nats.
+it. Scores are on test rows, means over data seeds; "nll" is the mean loss of the test rows in nats,
+"sharpened" the same after the temperature that the training rows choose.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pemt.errors import DataError
 from pemt.experts import ExpertLibrary
 from pemt.guide import NONE, Evidence, guide_from
 from pemt.guide.evidence import Candidate, candidates_of
-from pemt.guide.instant import Part, said_by
+from pemt.guide.instant import Part, best_sharpness, said_by, sharpened
 from pemt.guide.probes import STRENGTHS, fit_probe, folds_of, truth_of
 from pemt.guide.views import Array, View, alone, features_of, views_of
 from pemt.methods import Setting
@@ -85,9 +86,9 @@ def main() -> None:
         for (shots, seed), rows in draws.items():
             train = [place[e.id] for e in rows.train]
             test = [place[e.id] for e in rows.test]
-            for option, score, loss in judged(task, rows, seen, alike, train, test):
+            for option, score, loss, sharp in judged(task, rows, seen, alike, train, test):
                 cells.append({"target": name, "shots": shots, "seed": seed, "option": option,
-                              "score": score, "nll": loss})  # fmt: skip
+                              "score": score, "nll": loss, "sharpened": sharp})  # fmt: skip
     write_json(
         given.output,
         {"run": run_record(stage="benchmark", benchmark="instant", base=given.base,
@@ -134,8 +135,8 @@ def look(
 def judged(
     task: Task, rows: FewShot, seen: dict[str, dict[View, Array]], alike: dict[str, float],
     train: list[int], test: list[int],
-) -> Iterator[tuple[str, float, float]]:  # fmt: skip
-    """Score and loss of every option on one draw."""
+) -> Iterator[tuple[str, float, float, float]]:  # fmt: skip
+    """Score, loss, and loss at the fitted sharpness, of every option on one draw."""
     folds, truth, wanted = folds_of(task, rows.train), truth_of(rows.train), truth_of(rows.test)
     found: list[Candidate] = []
     for name, views in seen.items():
@@ -170,8 +171,12 @@ def judged(
             if task.name in BALANCED
             else (answers == wanted).mean()
         )
-        chance = np.asarray(mixed)[np.arange(len(wanted)), wanted.astype(int)]
-        yield option, float(score), float(-np.log(chance).mean())
+        unseen = {(c.expert, c.view): np.exp(c.said) for c in found if c.said is not None}
+        inside = np.asarray(sum(w * unseen[key] for key, w in shares.items()))
+        power = best_sharpness(np.log(inside), truth)
+        logs = np.log(np.asarray(mixed))
+        at = np.arange(len(wanted)), wanted.astype(int)
+        yield option, float(score), -logs[at].mean(), -sharpened(logs, power)[at].mean()
 
 
 def table(cells: list[dict[str, Any]], shots: int, targets: list[str]) -> str:
@@ -179,16 +184,20 @@ def table(cells: list[dict[str, Any]], shots: int, targets: list[str]) -> str:
     here = [c for c in cells if c["shots"] == shots]
     there = [t for t in targets if any(c["target"] == t for c in here)]
     lines = [
-        "| weights | " + " | ".join(there) + " | mean | nll |",
-        "| --- " * (len(there) + 3) + "|",
+        "| weights | " + " | ".join(there) + " | mean | nll | sharpened |",
+        "| --- " * (len(there) + 4) + "|",
     ]
     for option in OPTIONS:
         own = [c for c in here if c["option"] == option]
         scores = [np.array([c["score"] for c in own if c["target"] == t]) * 100 for t in there]
         shown = [f"{s.mean():.1f} ± {s.std(ddof=1):.1f}" for s in scores]
         mean = np.mean([s.mean() for s in scores])
-        loss = np.mean([[c["nll"] for c in own if c["target"] == t] for t in there])
-        lines.append(f"| {option} | " + " | ".join(shown) + f" | {mean:.1f} | {loss:.3f} |")
+        losses = [
+            np.mean([np.mean([c[key] for c in own if c["target"] == t]) for t in there])
+            for key in ("nll", "sharpened")
+        ]
+        row = " | ".join(shown)
+        lines.append(f"| {option} | {row} | {mean:.1f} | {losses[0]:.3f} | {losses[1]:.3f} |")
     return "\n".join(lines)
 
 
