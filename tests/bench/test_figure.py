@@ -75,6 +75,20 @@ def test_lines_against_shots_by_hand(drawn):
     assert rte.get_ylabel() == "accuracy (points)"
 
 
+def test_a_line_of_means_is_over_the_same_targets(drawn):
+    """A target without 32 shots would bend the line of the others."""
+    cells = [
+        cell("pemt", s, score, shots=k, task=t)
+        for s in (0, 1)
+        for t, score in (("cb", 0.9), ("rte", 0.5), ("mrpc", 0.6))
+        for k in (16, 32)
+        if (t, k) != ("cb", 32)
+    ]
+    panels, _, _ = drawn(cells)
+    assert panels[-1].get_title() == "mean over the 2 with all shots"
+    assert [round(y, 6) for _, y, _ in bars(panels[-1])] == [55, 55]
+
+
 def test_the_legend_tells_all_methods_apart(drawn):
     cells = [cell(m, s, 0.5, shots=k) for m in METHODS for s in (0, 1) for k in (4, 16)]
     _, figure, _ = drawn(cells)

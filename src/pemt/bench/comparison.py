@@ -50,7 +50,7 @@ def compared(results: Results, shots: int | None) -> list[Row]:
         shots: one of `results.shots`.
     """
     rows = [_row(results, task, shots) for task in results.tasks_at(shots)]
-    return [*rows, _mean(results, rows)] if len(rows) > 1 else rows
+    return [*rows, mean_row(results, rows)] if len(rows) > 1 else rows
 
 
 def best_single_task(results: Results, shots: int | None) -> str | None:
@@ -96,7 +96,7 @@ def _row(results: Results, task: str, shots: int | None) -> Row:
     )  # fmt: skip
 
 
-def _mean(results: Results, rows: Sequence[Row]) -> Row:
+def mean_row(results: Results, rows: Sequence[Row]) -> Row:
     """Over all targets, for the methods that have every one of them.
 
     The mean is of the targets' means. Its deviation is that of the mean over targets of each data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pemt.bench.asked import shots_title
-from pemt.bench.comparison import Row
+from pemt.bench.comparison import Row, mean_row
 from pemt.bench.results import Results, title_of
 from pemt.errors import ConfigError
 from pemt.methods import METHODS
@@ -30,7 +30,8 @@ KINDS: dict[str, dict[str, str]] = {
 def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
     """One panel per target and one for their mean; bars are standard deviations over seeds.
 
-    A score that is no number has no point; the tables say where.
+    A line's means are all over the same targets, those that have every number of shots. A score
+    that is no number has no point; the tables say where.
 
     Args:
         results: whose methods are drawn.
@@ -47,6 +48,7 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows, over = _same_targets(results, rows)
     names: list[str | None] = [*results.tasks]
     if any(r.task is None and r.entries for r in rows):
         names.append(None)
@@ -68,7 +70,7 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
         for at, name in zip(axes.flat, names, strict=False):
             draw(at, results, [r for r in rows if r.task == name])
             metric = next(r.metric for r in rows if r.task == name)
-            at.set_title(name or "mean over targets", fontweight=None if name else "bold")
+            at.set_title(name or over, fontweight=None if name else "bold")
             at.grid(color="#e4e4e4", linewidth=0.6)
             at.set_axisbelow(True)
             at.spines[["top", "right"]].set_visible(False)
@@ -93,6 +95,23 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
         finally:
             plt.close(figure)
     return path
+
+
+def _same_targets(results: Results, rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """The rows with means that can be joined by a line, and what these are over.
+
+    Where fewer than two targets have every number of shots, the means over all targets stay.
+    """
+    common = [t for t in results.tasks if all(t in results.tasks_at(s) for s in results.shots)]
+    plain = [r for r in rows if r.task is not None]
+    if len(common) == len(results.tasks) or len(common) < 2:
+        every = {s for s in results.shots if len(results.tasks_at(s)) == len(results.tasks)}
+        return [r for r in rows if r.task is not None or r.shots in every], "mean over targets"
+    means = [
+        mean_row(results, [r for r in plain if r.shots == s and r.task in common])
+        for s in results.shots
+    ]
+    return [*plain, *means], f"mean over the {len(common)} with all shots"
 
 
 def _axis(metric: str) -> str:
