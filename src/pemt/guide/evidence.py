@@ -8,7 +8,7 @@ themselves is the evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,9 +104,7 @@ class Evidence:
         return result
 
 
-def gather(
-    setting: Setting, experts: Iterable[Expert], *, progress: Callable[[str], None] | None = None
-) -> Evidence:
+def gather(setting: Setting, experts: Iterable[Expert]) -> Evidence:
     """Judge experts on the setting's training rows; each is put on and taken off in turn.
 
     An expert that gives values that are not finite is left out, and named in `refused`.
@@ -114,7 +112,6 @@ def gather(
     Args:
         setting: its `experts` are not looked at.
         experts: may be a generator that loads one after the other: one is held at a time.
-        progress: is told each expert's name before it runs.
 
     Raises:
         DataError: too few rows, or a base that gives values that are not finite.
@@ -141,8 +138,6 @@ def gather(
                 f"An expert named {name!r}" + ("" if name == NONE else ", twice"),
                 f"each name counts once, and {NONE!r} stands for no expert: rename it",
             )
-        if progress is not None:
-            progress(name)
         with alone(setting, expert) as model:
             try:
                 own = _candidates(model, setting, expert, folds, truth)

@@ -72,7 +72,7 @@ def _build(setting: Setting, *, blend: float) -> InstantModel:
 
 
 def _fitted(setting: Setting, guide: Guide, evidence: Evidence) -> Instant:
-    """Probes on all rows for every part with a share; one more pass for each such expert."""
+    """Probes on all rows for every part with a share, from what the evidence has seen already."""
     task = setting.task
     classes = task.num_labels if task.kind == "classification" else None
     kept = [s for s in guide.shares if s.weight >= LEAST] or list(guide.shares)
@@ -99,8 +99,9 @@ def _fitted(setting: Setting, guide: Guide, evidence: Evidence) -> Instant:
             probe = fit_probe(candidate.values, truth, STRENGTHS[share.view], classes)
         weight = share.weight / total
         parts.append(Part(expert=share.expert, view=share.view, weight=weight, probe=probe))
-        said.append(weight * np.exp(candidate.said))
-    sharpness = 1.0 if classes is None else best_sharpness(np.log(sum(said)), truth)
+        if classes is not None:
+            said.append(weight * np.exp(candidate.said))
+    sharpness = best_sharpness(np.log(sum(said)), truth) if said else 1.0
     return Instant(
         parts=tuple(parts), sharpness=sharpness, task=task, viewers=viewers, prompts=lent
     )
