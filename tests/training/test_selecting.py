@@ -130,6 +130,12 @@ def test_too_few_rows(tmp_path):
         judged(tmp_path, count=1)
 
 
+def test_one_row_of_a_label_cannot_be_trained_on_and_held_out(tmp_path):
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    with pytest.raises(DataError, match="One row of the label 'bad'"):
+        adapt(base, task, experts(base), shots=1, validation="cv", method="instant", progress=False)
+
+
 def test_several_methods_need_cross_validation(tmp_path):
     base, task = tiny.loaded("bert"), tiny.task(tmp_path)
     with pytest.raises(ConfigError, match="'cv' chooses"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pemt.bases import Base
-from pemt.errors import ConfigError
+from pemt.errors import ConfigError, DataError
 from pemt.experts import Expert
 from pemt.guide.probes import folds_of
 from pemt.methods import Setting, method_named
@@ -131,6 +131,14 @@ def cross_validate(
         reason = method_named(name).refusal(family, task.kind)
         if reason is not None:
             raise ConfigError(reason, "leave it out of the methods to choose from")
+    if task.kind == "classification":
+        counts = {word: sum(e.label == i for e in rows) for i, word in enumerate(task.labels)}
+        single = [word for word, count in counts.items() if count == 1]
+        if single and len(rows) > 1:  # a lone row has its own refusal below
+            raise DataError(
+                f"One row of the label {single[0]!r} to cross-validate on",
+                "give two rows of each label, or one method and validation='shots'",
+            )
     divided = folds_of(task, rows, count=folds, repeats=repeats)
     jobs: list[tuple[str, float | None]] = []
     for name in methods:
