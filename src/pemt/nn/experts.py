@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 
 from pemt.errors import ConfigError
 from pemt.nn.context import Slot
+from pemt.nn.moments import moments
 from pemt.nn.wrapped import WrappedLinear
 
 
@@ -292,20 +293,17 @@ class ExpertBank(nn.Module):
         dots, squares = [], []
         for i, group in enumerate(self.groups):
             n, rank = len(group.members), group.rank
-            zg = z[..., group.start : group.stop].reshape(*z.shape[:-1], n, rank).float()
-            pg = projected[..., group.start : group.stop].reshape(zg.shape).float()
-            gram = getattr(self, f"gram{i}")
-            # [tokens, n, R] x [n, R, R], batched over experts
-            flat = zg.reshape(-1, n, rank).transpose(0, 1)  # [n, tokens, R]
-            squared = (torch.bmm(flat, gram) * flat).sum(-1).T.reshape(*zg.shape[:-1])
+            columns = slice(group.start, group.stop)
+            product, squared = moments(
+                projected[..., columns].reshape(-1, n, rank),
+                z[..., columns].reshape(-1, n, rank),
+                getattr(self, f"gram{i}"),
+                getattr(self, f"cross{i}") if self.bottleneck else None,
+            )
             if self.bottleneck:
-                squared = (
-                    squared
-                    + 2 * (zg * getattr(self, f"cross{i}")).sum(-1)
-                    + getattr(self, f"square{i}")
-                )
-            dots.append((pg * zg).sum(-1))
-            squares.append(squared)
+                squared = squared + getattr(self, f"square{i}")
+            dots.append(product.reshape(*z.shape[:-1], n))
+            squares.append(squared.reshape(*z.shape[:-1], n))
         dot = torch.cat(dots, -1) if len(dots) > 1 else dots[0]
         square = torch.cat(squares, -1) if len(squares) > 1 else squares[0]
         if self.b is not None:
