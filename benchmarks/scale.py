@@ -13,7 +13,6 @@ above the model at rest.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time

@@ -55,7 +55,8 @@ def main() -> None:
         )  # fmt: skip
         lines += sweep(result, given)
         result.model.detach()
-    asked = {k: str(v) for k, v in vars(given).items() if k not in ("experts", "data_dir", "output")}
+    places = ("experts", "data_dir", "output")
+    asked = {k: v for k, v in vars(given).items() if k not in places}
     command = "python benchmarks/top_k.py EXPERTS --data-dir MIRROR --output RESULT"
     write_json(
         given.output, {"command": command, "asked": asked, "versions": versions(), "rows": lines}

@@ -10,6 +10,7 @@ matrix products, and neither the mixture nor the loss ever builds an expert's ou
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ class ExpertBank(nn.Module):
     order: Tensor
     inverse: Tensor
     repeats: Tensor
+    made_from: tuple[object, ...] = ()
 
     def __init__(
         self, experts: Sequence[ExpertTensors], *, dtype: torch.dtype | None = None
@@ -214,6 +216,12 @@ class ExpertBank(nn.Module):
     def size(self) -> int:
         """How many numbers the experts are: A, B and the biases of all."""
         return sum(t.numel() for t in (self.A, self.B, self.a, self.b) if t is not None)
+
+    def sharing(self) -> ExpertBank:
+        """Another bank with the very same tensors; moving one of them leaves the other in place."""
+        twin = copy.copy(self)
+        twin._buffers = dict(self._buffers)
+        return twin
 
     def subset(self, chosen: Tensor) -> tuple[ExpertBank, Tensor]:
         """A bank of some of the experts, copied from the stacks, and whose its columns are.

@@ -107,25 +107,35 @@ class MixtureLayer(WrappedLinear):
         kept = context.gates.get(self.index)
         if context.reuse_gates and kept is not None:
             return _rows(kept, rows)
-        if self.gate_input == "none":
+        if isinstance(self.gate, UniformGate):
             gates: Tensor = self.gate(x)
-        elif self.gate_input == "hidden":
+        else:
+            gates = self._gates_of(self.gate, self._gate_reads(x, context), context)
+        context.gates[self.index] = gates
+        return _rows(gates, rows)
+
+    def _gate_reads(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """The gate's input u, `[B, width]`."""
+        if self.gate_input == "hidden":
             if x.ndim != 3:
                 raise ConfigError(
                     f"A layer that finds its gates in its own input got {tuple(x.shape)}",
                     "it takes [B, T, F]; use gate='task' on a base that flattens its batch",
                 )
-            gates = self.gate(prompt_mean(x, context.prompt_start, context.prompt_length))
-        else:
-            summary = context.summary if self.gate_input == "summary" else context.task_summary
-            assert summary is not None, "the model sets the gate input before the layers run"
-            gates = self.gate(summary)
-        if self.top_k is not None and (self.top_k_train or not self.training):
-            gates, chosen = top_gates(gates, self.top_k, self.present, scope=self.scope)
-            if chosen is not None:
-                context.chosen[self.index] = chosen
-        context.gates[self.index] = gates
-        return _rows(gates, rows)
+            return prompt_mean(x, context.prompt_start, context.prompt_length)
+        summary = context.summary if self.gate_input == "summary" else context.task_summary
+        assert summary is not None, "the model sets the gate input before the layers run"
+        return summary
+
+    def _gates_of(self, gate: PromptGate, u: Tensor, context: ForwardContext) -> Tensor:
+        """All gates, or the k largest; the context is told whose they are."""
+        if self.top_k is None or (self.training and not self.top_k_train):
+            gates: Tensor = gate(u)
+            return gates
+        gates, chosen = top_gates(gate.scores(u), self.top_k, self.present, scope=self.scope)
+        if chosen is not None:
+            context.chosen[self.index] = chosen
+        return gates
 
     def _working(self, context: ForwardContext) -> ExpertBank | RowExperts | BatchExperts:
         """The experts of this pass: all that are here, or those chosen by their gates."""

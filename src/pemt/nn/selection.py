@@ -1,11 +1,10 @@
 """The k experts with the largest gates: which they are, and work on their columns alone.
 
-    gates [B,K] -> kept gates [B,K] + chosen [k] or [B,k] -> a bank of the chosen -> z, mixture, loss
+    scores [B,K] -> gates [B,K] and who is chosen, [k] or [B,k] -> a bank of these -> mixture, loss
 
 What is cut are branches. A gate column without a branch at a layer (no expert, an expert that is
-absent there) costs nothing, so it is never counted among the k and keeps its share. The gates that
-are left are made to sum to 1 again, which is a softmax over their scores alone: gradients reach the
-scores of the kept experts, and none reaches the others.
+absent there) costs nothing, so it is never counted among the k and keeps its part. The gates are
+the softmax over the scores that are left: gradients reach these, and none reaches the others.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ APART = 2
 
 
 def top_gates(
-    gates: Tensor, k: int, present: Tensor | None, *, scope: Scope
+    scores: Tensor, k: int, present: Tensor | None, *, scope: Scope
 ) -> tuple[Tensor, Tensor | None]:
-    """Gates with all but the k largest at 0, and whose they are.
+    """The softmax over the scores that are left when all but the k largest are cut.
 
     Args:
-        gates: `[B, K]`, rows sum to 1.
-        k: how many experts are kept; as many as are here, or more, leave the gates as they are.
+        scores: `[B, K]`, whose softmax is the dense mixture's gates.
+        k: how many experts are kept; as many as are here, or more, cut none.
         present: columns of the experts that have a branch here; None: all.
         scope: "example": each row keeps its own; "batch": all rows keep those with the largest
             mean gate, so that a row's answer depends on the rows beside it.
@@ -38,17 +37,18 @@ def top_gates(
         Gates `[B, K]` that sum to 1, and numbers among `present`: `[B, k]` ("example"), `[k]`
         ("batch"), or None where nothing was cut. Of equal gates the first named is kept.
     """
+    gates = scores.softmax(-1)
     here = gates.detach() if present is None else gates.detach().index_select(-1, present)
-    count = here.shape[-1]
-    if k >= count:
+    if k >= here.shape[-1]:
         return gates, None
     ranked = here if scope == "example" else here.mean(0)
     chosen = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    kept = torch.zeros_like(here).scatter(-1, chosen.expand(len(here), -1), 1.0)
+    cut = torch.ones_like(here, dtype=torch.bool).scatter(-1, chosen.expand(len(here), -1), False)
     if present is not None:
-        kept = torch.ones_like(gates).index_copy(-1, present, kept)
-    left = gates * kept
-    return left / left.sum(-1, keepdim=True), chosen
+        cut = torch.zeros_like(gates, dtype=torch.bool).index_copy(-1, present, cut)
+    # of the scores, not of the gates: what is cut then gets no gradient at all, where the division
+    # by a sum would leave it rounding errors, which Adam makes steps of
+    return scores.masked_fill(cut, float("-inf")).softmax(-1), chosen
 
 
 class RowExperts:
@@ -71,7 +71,8 @@ class RowExperts:
         self.A = bank.A.view(*blocks, -1).index_select(0, flat).view(B, k * group.rank, -1)
         by_expert = bank.B.T.reshape(*blocks, -1)  # [K, R, D], a view
         self.B = by_expert.index_select(0, flat).view(B, k * group.rank, -1)
-        self.gram = bank.gram0[flat]  # [B*k, R, R]
+        gram: Tensor = bank.gram0  # type: ignore[assignment]
+        self.gram = gram[flat]  # [B*k, R, R]
 
     def gates_of(self, gates: Tensor) -> Tensor:
         """Of the row's experts: `[rows, N]` -> `[rows, k]`; beams of a row stand side by side."""
@@ -134,7 +135,7 @@ def chosen_experts(
     """
     if chosen.ndim == 1:
         return BatchExperts(bank, chosen)
-    union = chosen.unique()
+    union = torch.unique(chosen)
     apart = len(union) > APART * chosen.shape[1]
     if apart and not together and len(bank.groups) == 1 and not bank.bottleneck:
         return RowExperts(bank, chosen)
