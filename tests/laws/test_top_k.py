@@ -1,4 +1,4 @@
-"""Top-k in whole models: dense when nothing is cut, the same however it is decoded, kept on disk."""
+"""Top-k in whole models: dense when nothing is cut, the same however decoded, kept on disk."""
 
 from __future__ import annotations
 
