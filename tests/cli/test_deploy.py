@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
-import torch
 from peft import PeftModel
 
 from pemt.cli import main
 from pemt.experts import ExpertLibrary
 from pemt.model import PemtConfig
+from pemt.tasks.encoding import fingerprint
 from pemt.training import adapt
 from pemt.training.deploying import load_run
 from tests import tiny
-
-KEPT = ["a", "c"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,9 @@ def place(tmp_path_factory):
         object.__setattr__(base, "name", str(folder / f"base-{name}"))
         library = ExpertLibrary(folder / f"experts-{name}")
         for i, letter in enumerate("abc"):
-            library.add(tiny.expert(base.model, letter, rank=2 + i, seed=i + 1))
+            made = tiny.expert(base.model, letter, rank=2 + i, seed=i + 1)
+            info = replace(made.info, tokenizer_fingerprint=fingerprint(base.tokenizer))
+            library.add(replace(made, info=info))
         result = adapt(
             base, task, library, shots=4, config=config, progress=False,
             settings=tiny.settings(max_steps=2, evaluations=1), folder=folder / f"run-{name}",
@@ -53,18 +54,10 @@ FLAGS = ("--precision", "float32")
 
 
 def test_prune_writes_a_smaller_run_and_says_what_it_scores(place, tmp_path, capsys):
-    whole = load_run(place / "run-bert", precision="float32")
-    with torch.no_grad():  # expert b: a gate near 0 in every layer, for every input
-        for layer in whole.model.mixtures:
-            layer.gate.weight[:, 1] = -20 * layer.gate.weight.abs().sum(1).clamp_min(1)
-    model = whole.model
-    gates = model.gates(*tiny.batch())
     run_folder = shutil.copytree(place / "run-bert", tmp_path / "run")
-    asked = gates.mean((0, 1))
     said = json.loads(
         run(capsys, "prune", run_folder, "--below", "0.3334", *FLAGS, "--json").out
     )  # fmt: skip
-    assert asked.shape == (3,)
     assert set(said["kept"]) | set(said["dropped"]) == {"a", "b", "c"}
     assert said["dropped"]
     assert said["scores"]["before"].keys() == said["scores"]["after"].keys()
