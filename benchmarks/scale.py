@@ -5,29 +5,28 @@
 One process; for every number of experts a model of MiniLM's size with random weights, on which the
 dense mixture, top-k by example and top-k by batch take turns within each round. Printed are medians
 and, as machines drift, the medians of the rounds' ratios to the dense mixture of the same round.
-Gates are drawn at random for every layer and text, so each text of a batch chooses other experts:
-the worst case for top-k by example. Peak memory is how far the resident memory grew in one pass
-above the model at rest.
+Every text has random gates of its own in every layer, so the texts of a batch choose different
+experts: the worst case for top-k by example. Where texts agree it costs what top-k by batch costs.
+Peak memory is how far the resident memory grew in one pass above the model at rest.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import BertConfig, BertModel
 
 from pemt.backbones import describe, down_projections, fingerprint
 from pemt.experts import Expert, ExpertInfo, ExpertLayer
 from pemt.model import PemtConfig, PemtModel
+from pemt.nn import PromptGate
 from pemt.training.memory import PeakMemory, give_back_memory
-from pemt.training.record import write_json
+from pemt.training.record import machine, write_json
 
 KINDS = ("batch", "example", "dense")
 PASSES = ("evaluation", "training")
@@ -66,21 +65,6 @@ def main() -> None:
         write_json(given.output, made)
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on, without names of hosts or folders."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return {
-        "cpu": model, "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
-
-
 def built(count: int, size: dict[str, Any]) -> PemtModel:
     """A random base with `count` random experts, its gates drawn at random."""
     torch.manual_seed(0)
@@ -115,11 +99,21 @@ def built(count: int, size: dict[str, Any]) -> PemtModel:
         )  # fmt: skip
     prompt = 0.02 * torch.randn(size["prompt"], size["width"])
     model = PemtModel(base, experts, PemtConfig(), prompt=prompt, outputs=2)
-    with torch.no_grad():
-        for layer in model.mixtures:
-            assert layer.gate is not None
-            layer.gate.weight.normal_()  # type: ignore[union-attr,operator]
+    for layer in model.mixtures:
+        layer.gate = ScatteredGate(layer.gate.weight.shape[0], count, rows=size["batch"])
     return model
+
+
+class ScatteredGate(PromptGate):
+    """A gate whose rows choose different experts: on random weights all texts look alike to it."""
+
+    def __init__(self, width: int, experts: int, *, rows: int) -> None:
+        super().__init__(width, experts)
+        self.own = 2 * torch.randn(rows, experts)
+
+    def scores(self, u: torch.Tensor) -> torch.Tensor:
+        """`[B, width]` -> `[B, K]`, B at most the rows it was made for."""
+        return super().scores(u) + self.own[: len(u)]
 
 
 def cut(model: PemtModel, kind: str, top: int) -> None:
