@@ -7,8 +7,9 @@ import re
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from pemt.deploy import fold_mixture, folded_model, write_folded
 from pemt.deploy.folding import distance_from_mean, truncated
@@ -292,3 +293,30 @@ def test_folding_reads_the_model_and_changes_nothing():
     fold_mixture(model, rank=4)
     assert model.training
     assert all(torch.equal(v, before[n]) for n, v in model.trained_state().items())
+
+
+def test_decoding_costs_what_plain_lora_of_its_rank_costs(tmp_path):
+    """Counted, not timed: beside the weights a LoRA's products, merged the base's own."""
+    model = built("llama", train_norms=False)
+    folded = fold_mixture(model)
+    base = model.detach()
+    folder = write_folded(folded, tmp_path / "folded", base_name="tiny")
+    ids, mask = unpadded(2)
+
+    def products(decoder):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            decoder.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=4, min_new_tokens=4,
+                do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        return counter.get_total_flops()
+
+    bare = products(base)
+    targets = [layer.module for layer in folded.expert.layers]
+    rank = folded.full_rank
+    plain = get_peft_model(base, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM"))
+    wanted = products(plain)
+    plain.unload()
+    loaded = PeftModel.from_pretrained(base, folder).eval()
+    assert products(loaded) == wanted > bare
+    assert products(loaded.merge_and_unload()) == bare
