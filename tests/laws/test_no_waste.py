@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -193,6 +194,11 @@ def test_stacks_are_made_again_for_other_values_and_types():
     second = tiny.pemt(base, [expert])
     assert torch.equal(second.mixtures[0].bank.A, 2 * stack)
     second.detach()
+    curved = tiny.expert(base, "a", kind="bottleneck")
+    tiny.pemt(base, [curved]).detach()
+    other = tiny.pemt(base, [replace(curved, activation="relu")])
+    assert other.mixtures[0].bank.groups[0].activation == "relu"
+    other.detach()
     half = tiny.pemt(base.bfloat16(), [expert])
     assert half.mixtures[0].bank.A.dtype == torch.bfloat16
 

@@ -113,7 +113,8 @@ def stacked(
         layers: theirs there.
         dtype: of the bank.
     """
-    key = (dtype, *((id(layer), layer.A._version, layer.B._version) for layer in layers))
+    kinds = ((e.kind, e.activation) for e in experts)
+    key = (dtype, *kinds, *(_state(layer) for layer in layers))
     known = STACKS.get(key)
     if known is None:
         branches = [tensors_of(e, layer) for e, layer in zip(experts, layers, strict=True)]
@@ -123,6 +124,12 @@ def stacked(
         bank = known.sharing()
     STACKS[key] = bank
     return bank
+
+
+def _state(layer: ExpertLayer) -> tuple[int, ...]:
+    """Which layer it is, and torch's counts of changes in place."""
+    tensors = [t for t in (layer.A, layer.B, layer.a, layer.b) if t is not None]
+    return (id(layer), *(0 if t.is_inference() else t._version for t in tensors))
 
 
 def floating(down: torch.nn.Module, default: torch.dtype) -> torch.dtype:
