@@ -132,3 +132,17 @@ def partial_sparsity(
         return None
     shares = gates[:, here] / gates[:, here].sum(1, keepdim=True)
     return sparsity([experts[k] for k in here], x, y, shares, weights)
+
+
+def top_gates(gates: Tensor, k: int, columns: list[int], *, scope: str = "example") -> Tensor:
+    """All but the k largest of `columns` at 0, row by row, and what is left made to sum to 1."""
+    rows = []
+    mean = gates.mean(0)
+    for row in gates:
+        judged = row if scope == "example" else mean
+        best = sorted(columns, key=lambda c: -judged[c].item())[:k]
+        kept = torch.stack(
+            [row[c] if c in best or c not in columns else 0 * row[c] for c in range(len(row))]
+        )
+        rows.append(kept / kept.sum())
+    return torch.stack(rows)

@@ -39,7 +39,7 @@ shots: [4, null]
 data_seeds: 3
 learning_rates: 5e-4
 settings: {epochs: 8, dropout: null, patience: 3}
-pemt: {tau: 2, gate: task}
+pemt: {tau: 2, gate: task, target_adapter: lora, top_k: 4}
 test_rows: 100
 data_dir: ~/mirror
 output: runs/x
@@ -54,7 +54,7 @@ output: runs/x
     assert grid.rates_of(lora, "encoder-only") == (1e-3, 2e-3)
     assert grid.shots == [4, None]
     assert grid.data_seeds == [0, 1, 2]
-    assert grid.pemt == PemtConfig(tau=2, gate="task")
+    assert grid.pemt == PemtConfig(tau=2, gate="task", target_adapter="lora", top_k=4)
     assert grid.data_dir == Path.home() / "mirror"
     settings = grid.settings_of(cb, lora, data_seed=2)
     assert (settings.epochs, settings.batch_size, settings.patience) == (40, 4, 3)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pemt.errors import ConfigError
-from pemt.nn import PromptGate, TargetAdapter, TaskHead, TaskPrompt, TrainedNorm
+from pemt.nn import LoraBranch, PromptGate, TargetAdapter, TaskHead, TaskPrompt, TrainedNorm
 from tests import tiny
 
 
@@ -88,6 +88,22 @@ def test_stage_two_trains_gates_adapters_norms_prompt_and_head(name):
 def test_settings_switch_off_what_trains(name):
     model = tiny.pemt(tiny.base(name), train_norms=False, target_adapter=False)
     assert set(model.trained_state()) == owned(model, (PromptGate, TaskHead, TaskPrompt))
+
+
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+def test_a_lora_as_the_target_adapter_starts_without_effect_and_trains(name):
+    model = tiny.pemt(tiny.base(name), target_adapter="lora", train_norms=False)
+    adapters = owned(model, LoraBranch)
+    assert set(model.trained_state()) == adapters | owned(model, (PromptGate, TaskHead, TaskPrompt))
+    assert len(adapters) == 2 * len(model.sites)
+    none = tiny.pemt(tiny.base(name), target_adapter=False, train_norms=False)
+    assert torch.equal(logits(model), logits(none))
+    site, rank = model.sites[0], model.width // 4
+    count = (site.hidden + site.width) * rank * len(model.sites)
+    assert model.parameter_counts()[0] == count + none.parameter_counts()[0]
+    before = {n: v.clone() for n, v in model.trained_state().items()}
+    tiny.train(model)
+    assert not [n for n in adapters if torch.equal(model.trained_state()[n], before[n])]
 
 
 @pytest.mark.parametrize("kind", ["lora", "bottleneck"])

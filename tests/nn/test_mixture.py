@@ -9,6 +9,7 @@ from pemt.errors import ConfigError
 from pemt.nn import (
     ExpertBank,
     ForwardContext,
+    LoraBranch,
     MixtureLayer,
     PromptGate,
     Slot,
@@ -240,3 +241,20 @@ def test_the_wrapper_shows_what_modeling_code_may_read():
     layer, _ = build("l4")
     assert layer.bias is layer.down.bias
     assert (layer.in_features, layer.out_features) == (draws.HIDDEN, draws.WIDTH)
+
+
+def test_a_target_adapter_that_is_a_lora_stands_beside_the_map():
+    layer, experts = build("l4 l2", adapter=False)
+    layer.adapter = LoraBranch(draws.HIDDEN, draws.WIDTH, 3, 6.0)
+    nn.init.normal_(layer.adapter.B)
+    x, _, _ = draws.inputs(3, 6, 2)
+    layer.slot.active = state = context(draws.weights(3, 6))
+    y = layer(x)
+    u = x[:, START : START + PROMPT].mean(1)
+    bare, _, _ = naive(build("l4 l2", adapter=False)[0], experts, x, u)
+    wanted = bare + reference.expert_output(layer.adapter.tensors(), x)
+    assert_close(y, wanted, atol=2e-5, rtol=1e-5)
+    loss = reference.sparsity(experts, x, wanted, state.gates[0], draws.weights(3, 6))
+    assert_close(state.sparsity_values[0], loss.detach(), atol=1e-5, rtol=1e-5)
+    combine_loss(y.square().sum(), WEIGHT, state).backward()
+    assert layer.adapter.A.grad.abs().sum() > 0

@@ -192,6 +192,28 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
     )  # fmt: skip
 
 
+def folded_card(said: Mapping[str, Any], *, folder: str) -> str:
+    """The card of a folded model.
+
+    Args:
+        said: the content of its `fold.json`.
+        folder: its folder's name.
+    """
+    from pemt.assets import OFFLINE_BASES
+
+    known = {"task": "", "scores": None, "lora_adapter": False, **said}
+    base = str(said["base"])
+    front: dict[str, Any] = {
+        "license": "unknown",
+        **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
+        "library_name": "peft",
+        "tags": ["pemt", "lora", "folded-mixture"],
+    }
+    return _render(
+        "folded.md.j2", front, said=known, folder=folder, offline=base in OFFLINE_BASES
+    )  # fmt: skip
+
+
 def text(value: Any) -> str:
     """A value as part of a line of plain Markdown: no markup, no HTML, no line break.
 

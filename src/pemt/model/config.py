@@ -11,6 +11,8 @@ T = TypeVar("T")
 SLOW = 0.05
 """Factor on the learning rate of a guided gate's weights: docs/concepts/guided.md has the trial."""
 
+TOP_K = ("top_k", "top_k_scope", "top_k_train")
+
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """Build a settings dataclass; an unknown key is an error with a suggestion."""
@@ -78,9 +80,11 @@ class PemtConfig:
         prompt_fusion: "live", "init" (once, at the start) or "none" (no source prompts).
         prompt_scale: factor on the prompt attention's scores; 1 is the paper.
         prompt_dropout: on the prompt attention's weights.
-        target_adapter: whether the serial target adapter is there.
-        reduction: D / bottleneck of the target adapter.
-        activation: of the target adapter.
+        target_adapter: true (or "serial"): the paper's serial target adapter; "lora": a LoRA beside
+            the down projection instead, so that a folded model is whole (pemt.folding); false (or
+            "none"): none.
+        reduction: D / bottleneck of the target adapter; a LoRA's rank is that bottleneck.
+        activation: of the serial target adapter.
         train_norms: whether all norms train.
         sparsity_weight: of the Task Sparsity Loss; 0 switches it off.
         sparsity_tokens: "text": real text and label positions; "all": every position.
@@ -98,6 +102,11 @@ class PemtConfig:
         gate_rate: learning rate of the gates' weights, as a factor on the others'; None: 1 as in
             the paper, 0.05 under a guide, which fast gates forget within a few steps.
         guide_rate: the same for the start of guided gates.
+        top_k: only the experts with the k largest gates of a layer work, see docs/concepts/
+            many-experts.md; None: all do.
+        top_k_scope: "example": each example's own k; "batch": the k with the largest mean gate of
+            the batch, which is cheaper, and makes answers depend on the rows beside them.
+        top_k_train: cut in training too; by default training mixes all experts.
     """
 
     gate: Literal["example", "task", "uniform"] = "example"
@@ -107,7 +116,7 @@ class PemtConfig:
     prompt_fusion: Literal["live", "init", "none"] = "live"
     prompt_scale: float = 1.0
     prompt_dropout: float = 0.1
-    target_adapter: bool = True
+    target_adapter: bool | Literal["serial", "lora", "none"] = True
     reduction: int = 16
     activation: str = "gelu_new"
     train_norms: bool = True
@@ -124,6 +133,9 @@ class PemtConfig:
     guide_strength: float = 8.0
     gate_rate: float | None = None
     guide_rate: float = 5.0
+    top_k: int | None = None
+    top_k_scope: Literal["example", "batch"] = "example"
+    top_k_train: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -137,6 +149,21 @@ class PemtConfig:
         if self.guide != "none" and self.gate == "uniform":
             raise ConfigError(
                 "gate='uniform' with a guide", "a uniform gate does not listen: guide='none'"
+            )
+        kinds = {True: True, False: False, "serial": True, "none": False, "lora": "lora"}
+        if self.target_adapter not in kinds:
+            raise ConfigError(
+                f"target_adapter={self.target_adapter!r}", "give true, false, serial, lora or none"
+            )
+        # one spelling in files: what saved configurations have always said
+        object.__setattr__(self, "target_adapter", kinds[self.target_adapter])
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k={self.top_k}", "give a whole number of at least 1, or none")
+        if self.top_k is None and (self.top_k_scope != "example" or self.top_k_train):
+            raise ConfigError("top_k_scope or top_k_train without top_k", "say how many: top_k=4")
+        if self.top_k is not None and self.gate == "uniform":
+            raise ConfigError(
+                f"top_k={self.top_k} with gate='uniform'", "no gate is larger: name fewer experts"
             )
         if self.sparsity_weight < 0:
             raise ConfigError(f"sparsity_weight={self.sparsity_weight}", "give 0 or more")
@@ -163,5 +190,6 @@ class PemtConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; without top-k, as before there was any."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if self.top_k is not None or k not in TOP_K}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pemt.backbones import Backbone, Site, linear_paths, linear_site
 from pemt.errors import BackboneError, ExpertError
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from pemt.experts import Expert, ExpertLayer
+
+STACKS: WeakValueDictionary[tuple[Any, ...], ExpertBank] = WeakValueDictionary()
+"""Banks in use, by what they were made from; one goes with the last model that has it."""
 
 
 def expert_sites(
@@ -94,9 +98,38 @@ def banks(
         here = [k for k, table in enumerate(tables) if site.path in table]
         bank = None
         if here:
-            branches = [tensors_of(experts[k], tables[k][site.path]) for k in here]
-            bank = ExpertBank(branches, dtype=floating(site.module, default))
+            dtype = floating(site.module, default)
+            bank = stacked([experts[k] for k in here], [tables[k][site.path] for k in here], dtype)
         yield site, bank, here
+
+
+def stacked(
+    experts: Sequence[Expert], layers: Sequence[ExpertLayer], dtype: torch.dtype
+) -> ExpertBank:
+    """The experts of one site in one bank; models of other tasks in this process share its tensors.
+
+    Args:
+        experts: that are at the site.
+        layers: theirs there.
+        dtype: of the bank.
+    """
+    kinds = ((e.kind, e.activation) for e in experts)
+    key = (dtype, *kinds, *(_state(layer) for layer in layers))
+    known = STACKS.get(key)
+    if known is None:
+        branches = [tensors_of(e, layer) for e, layer in zip(experts, layers, strict=True)]
+        bank = ExpertBank(branches, dtype=dtype)
+        bank.made_from = tuple(layers)  # while a bank lives, no other layer has one of their ids
+    else:
+        bank = known.sharing()
+    STACKS[key] = bank
+    return bank
+
+
+def _state(layer: ExpertLayer) -> tuple[int, ...]:
+    """Which layer it is, and torch's counts of changes in place."""
+    tensors = [t for t in (layer.A, layer.B, layer.a, layer.b) if t is not None]
+    return (id(layer), *(0 if t.is_inference() else t._version for t in tensors))
 
 
 def floating(down: torch.nn.Module, default: torch.dtype) -> torch.dtype:

@@ -14,7 +14,14 @@ from pemt.errors import ConfigError
 from pemt.model.adapted import AdaptedModel
 from pemt.model.config import PemtConfig
 from pemt.model.coverage import banks, expert_sites
-from pemt.nn import CorrelationPrompt, MixtureLayer, PromptGate, TargetAdapter, UniformGate
+from pemt.nn import (
+    CorrelationPrompt,
+    LoraBranch,
+    MixtureLayer,
+    PromptGate,
+    TargetAdapter,
+    UniformGate,
+)
 from pemt.nn.mixture import GateInput
 
 if TYPE_CHECKING:
@@ -104,16 +111,11 @@ class PemtModel(AdaptedModel):
         self.mixtures: list[MixtureLayer] = []
         for site, bank, here in banks(self.sites, mixed, base.dtype):
             gate, gate_input = (None, None) if bank is None else self._gate(site)
-            adapter = None
-            if config.target_adapter and site.is_down:
-                adapter = TargetAdapter(
-                    site.width, reduction=config.reduction, activation=config.activation
-                )
             layer = MixtureLayer(
                 site.module,
                 bank,
                 gate,
-                adapter,
+                self._target_adapter(site),
                 self.slot,
                 index=site.index,
                 stack=site.stack,
@@ -121,6 +123,9 @@ class PemtModel(AdaptedModel):
                 averaging=config.sparsity_averaging,
                 present=None if len(here) == len(self.gate_names) else here,
                 sparsity=site.is_down,
+                top_k=config.top_k,
+                scope=config.top_k_scope,
+                top_k_train=config.top_k_train,
             ).to(device)
             self.replace(site.parent, site.attribute, layer)
             self.mixtures.append(layer)
@@ -141,6 +146,16 @@ class PemtModel(AdaptedModel):
             reads = "summary"
         width = site.hidden if reads == "hidden" else self.width
         return PromptGate(width, len(names), tau=tau, start=start), reads
+
+    def _target_adapter(self, site: Site) -> TargetAdapter | LoraBranch | None:
+        """What trains at a down projection for the target alone."""
+        config = self.pemt_config
+        if not config.target_adapter or not site.is_down:
+            return None
+        if config.target_adapter == "lora":
+            rank = max(1, site.width // config.reduction)
+            return LoraBranch(site.hidden, site.width, rank, alpha=rank)
+        return TargetAdapter(site.width, reduction=config.reduction, activation=config.activation)
 
     def gated_sites(self) -> list[Site]:
         """The sites that at least one expert is beside, down projections first; maybe none."""
@@ -182,6 +197,10 @@ class PemtModel(AdaptedModel):
         """The correlation-guided prompt, `[P, D]`."""
         fused: Tensor = self.correlation_prompt()
         return fused
+
+    def prompt_rows(self) -> int:
+        """The positions that the prompt takes, without making it."""
+        return len(self.correlation_prompt.target.embedding)
 
     def beside(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a saved model needs besides what was trained: plain values, and tensors."""

@@ -42,6 +42,8 @@ class ForwardContext:
         task_summary: `[B, D]` gate input of every layer under task-level gates (rows are equal).
         fixed_gates: gates given from outside, `[K]` each, by layer; they replace the computed ones.
         gates: `[B, K]` gates of this pass by layer.
+        chosen: by layer, who works under top-k: numbers of experts, `[k]` or `[B, k]`.
+        working: decoding: by layer, the weights of those, copied once.
         alone: number of the one expert that runs, at weight one and with nothing that trains beside
             it: no other expert, no target adapter, the base's own norms.
         reuse_gates: decoding: gates found in `gates` are reused, not computed again.
@@ -57,6 +59,8 @@ class ForwardContext:
     task_summary: Tensor | None = None
     fixed_gates: dict[int, Tensor] = field(default_factory=dict)
     gates: dict[int, Tensor] = field(default_factory=dict)
+    chosen: dict[int, Tensor] = field(default_factory=dict)
+    working: dict[int, Any] = field(default_factory=dict)
     alone: int | None = None
     reuse_gates: bool = False
     sparsity_values: dict[int, Tensor] = field(default_factory=dict)

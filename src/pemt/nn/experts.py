@@ -10,6 +10,7 @@ matrix products, and neither the mixture nor the loss ever builds an expert's ou
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ class ExpertBank(nn.Module):
     order: Tensor
     inverse: Tensor
     repeats: Tensor
+    made_from: tuple[object, ...] = ()
 
     def __init__(
         self, experts: Sequence[ExpertTensors], *, dtype: torch.dtype | None = None
@@ -178,9 +180,7 @@ class ExpertBank(nn.Module):
         ordered = [experts[k] for k in order]
         self.bottleneck = any(e.activation is not None for e in experts)
 
-        def keep(name: str, value: Tensor | None) -> None:
-            self.register_buffer(name, value, persistent=False)
-
+        keep = self._keep
         keep("A", torch.cat([e.A.detach() for e in ordered]).to(dtype))  # [C, F]
         scaled = torch.cat([e.scale * e.B.detach().float() for e in ordered], 1)
         keep("B", scaled.to(dtype))  # [D, C], scale folded in
@@ -217,6 +217,63 @@ class ExpertBank(nn.Module):
     def size(self) -> int:
         """How many numbers the experts are: A, B and the biases of all."""
         return sum(t.numel() for t in (self.A, self.B, self.a, self.b) if t is not None)
+
+    def sharing(self) -> ExpertBank:
+        """Another bank with the very same tensors; moving one of them leaves the other in place."""
+        twin = copy.copy(self)
+        twin._buffers = dict(self._buffers)
+        return twin
+
+    def subset(self, chosen: Tensor) -> tuple[ExpertBank, Tensor]:
+        """A bank of some of the experts, copied from the stacks, and whose its columns are.
+
+        Args:
+            chosen: `[n]` numbers of experts, as the bank was given them, each once.
+
+        Returns:
+            The bank, and `[n]` their numbers in its order: that of the stacks.
+        """
+        places = self.inverse[chosen].sort().values
+        part = ExpertBank.__new__(ExpertBank)
+        nn.Module.__init__(part)
+        part.experts, part.width, part.hidden = len(places), self.width, self.hidden
+        part.sorted, part.bottleneck = True, self.bottleneck
+        part.groups, first = [], 0
+        columns = []
+        for i, group in enumerate(self.groups):
+            last = first + len(group.members)
+            # one group: all are in it, and their number is known without asking the device
+            alone = len(self.groups) == 1
+            inside = places if alone else places[(places >= first) & (places < last)]
+            if len(inside) == 0:
+                first = last
+                continue
+            own = inside - first
+            steps = torch.arange(group.rank, device=own.device)
+            columns.append(((own * group.rank + group.start)[:, None] + steps).reshape(-1))
+            start = part.groups[-1].stop if part.groups else 0
+            n = sum(len(g.members) for g in part.groups)
+            j = len(part.groups)
+            members = tuple(range(n, n + len(inside)))
+            part.groups.append(_Group(members, group.rank, group.activation, start))
+            for name in ("gram", "cross", "square"):
+                if hasattr(self, f"{name}{i}"):
+                    part._keep(f"{name}{j}", getattr(self, f"{name}{i}")[own])
+            first = last
+        every = torch.cat(columns)
+        part._keep("A", self.A.index_select(0, every))
+        part._keep("B", self.B.index_select(1, every))
+        part._keep("a", None if self.a is None else self.a.index_select(0, every))
+        part._keep("b", None if self.b is None else self.b.index_select(0, places))
+        part._keep("repeats", self.repeats.index_select(0, places))
+        here = torch.arange(len(places), device=places.device)
+        part._keep("order", here)
+        part._keep("inverse", here)
+        part.places = {k: k for k in range(len(places))}
+        return part, self.order[places]
+
+    def _keep(self, name: str, value: Tensor | None) -> None:
+        self.register_buffer(name, value, persistent=False)
 
     def hidden_of(self, x: Tensor) -> Tensor:
         """`z = act(A x + a)` of all experts: `[..., F]` -> `[..., C]`."""

@@ -46,10 +46,14 @@ class PromptGate(nn.Module):
                 )
             self.bias = nn.Parameter(start.detach().float().clamp_min(LEAST).log())
 
+    def scores(self, u: Tensor) -> Tensor:
+        """What the softmax is over: `[B, width]` -> `[B, K]`, float32."""
+        scores = u.float() @ self.weight / self.tau
+        return scores if self.bias is None else scores + self.bias
+
     def forward(self, u: Tensor) -> Tensor:
         """`[B, width]` -> gates `[B, K]`, float32, rows sum to 1."""
-        scores = u.float() @ self.weight / self.tau
-        return torch.softmax(scores if self.bias is None else scores + self.bias, dim=-1)
+        return torch.softmax(self.scores(u), dim=-1)
 
 
 class UniformGate(nn.Module):

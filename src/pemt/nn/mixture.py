@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
-from pemt.nn.experts import ExpertBank
+from pemt.nn.experts import ExpertBank, LoraBranch
 from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
+from pemt.nn.selection import BatchExperts, RowExperts, Scope, chosen_experts, top_gates
 from pemt.nn.sparsity import Averaging, task_sparsity
 from pemt.nn.wrapped import WrappedLinear
 
@@ -21,6 +22,8 @@ GateInput = Literal["hidden", "summary", "task", "none"]
 
 class MixtureLayer(WrappedLinear):
     """`f = W x + sum_k g_k e_k(x)`, then `y = f + adapter(f)` (METHOD.md, stage 2).
+
+    A target adapter that is a LoRA stands beside the linear map instead: `y = f + adapter(x)`.
 
     It wraps one linear map, the down projection or another: all it needs is that map's input.
 
@@ -42,6 +45,9 @@ class MixtureLayer(WrappedLinear):
         averaging: of the Task Sparsity Loss.
         present: gate columns of the bank's experts; None: all, in order.
         sparsity: whether the Task Sparsity Loss is made here.
+        top_k: only the experts with the k largest gates work, see `pemt.nn.selection`; None: all.
+        scope: whose k largest: each example's own, or the batch's.
+        top_k_train: whether the others rest in training too.
 
     Raises:
         ConfigError: a bank that does not fit the columns named.
@@ -54,7 +60,7 @@ class MixtureLayer(WrappedLinear):
         down: nn.Module,
         bank: ExpertBank | None,
         gate: PromptGate | UniformGate | None,
-        adapter: TargetAdapter | None,
+        adapter: TargetAdapter | LoraBranch | None,
         slot: Slot,
         *,
         index: int,
@@ -63,6 +69,9 @@ class MixtureLayer(WrappedLinear):
         averaging: Averaging = "example",
         present: Sequence[int] | None = None,
         sparsity: bool = True,
+        top_k: int | None = None,
+        scope: Scope = "example",
+        top_k_train: bool = False,
     ) -> None:
         super().__init__(down, slot)
         if (bank is None) != (gate is None):
@@ -80,6 +89,9 @@ class MixtureLayer(WrappedLinear):
         self.gate_input: GateInput = gate_input
         self.averaging: Averaging = averaging
         self.sparsity = sparsity
+        self.top_k = top_k
+        self.scope: Scope = scope
+        self.top_k_train = top_k_train
         columns = None if present is None else torch.tensor(list(present), dtype=torch.long)
         self.register_buffer("present", columns, persistent=False)
 
@@ -95,21 +107,49 @@ class MixtureLayer(WrappedLinear):
         kept = context.gates.get(self.index)
         if context.reuse_gates and kept is not None:
             return _rows(kept, rows)
-        if self.gate_input == "none":
+        if isinstance(self.gate, UniformGate):
             gates: Tensor = self.gate(x)
-        elif self.gate_input == "hidden":
+        else:
+            gates = self._gates_of(self.gate, self._gate_reads(x, context), context)
+        context.gates[self.index] = gates
+        return _rows(gates, rows)
+
+    def _gate_reads(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """The gate's input u, `[B, width]`."""
+        if self.gate_input == "hidden":
             if x.ndim != 3:
                 raise ConfigError(
                     f"A layer that finds its gates in its own input got {tuple(x.shape)}",
                     "it takes [B, T, F]; use gate='task' on a base that flattens its batch",
                 )
-            gates = self.gate(prompt_mean(x, context.prompt_start, context.prompt_length))
-        else:
-            summary = context.summary if self.gate_input == "summary" else context.task_summary
-            assert summary is not None, "the model sets the gate input before the layers run"
-            gates = self.gate(summary)
-        context.gates[self.index] = gates
-        return _rows(gates, rows)
+            return prompt_mean(x, context.prompt_start, context.prompt_length)
+        summary = context.summary if self.gate_input == "summary" else context.task_summary
+        assert summary is not None, "the model sets the gate input before the layers run"
+        return summary
+
+    def _gates_of(self, gate: PromptGate, u: Tensor, context: ForwardContext) -> Tensor:
+        """All gates, or the k largest; the context is told whose they are."""
+        if self.top_k is None or (self.training and not self.top_k_train):
+            gates: Tensor = gate(u)
+            return gates
+        gates, chosen = top_gates(gate.scores(u), self.top_k, self.present, scope=self.scope)
+        if chosen is not None:
+            context.chosen[self.index] = chosen
+        return gates
+
+    def _working(self, context: ForwardContext) -> ExpertBank | RowExperts | BatchExperts:
+        """The experts of this pass: all that are here, or those chosen by their gates."""
+        assert self.bank is not None
+        chosen = context.chosen.get(self.index)
+        if chosen is None:
+            return self.bank
+        kept = context.working.get(self.index)
+        if kept is None:
+            together = self.averaging == "batch" and context.sparsity
+            kept = chosen_experts(self.bank, chosen, together=together)
+            if context.reuse_gates:  # decoding steps and beams find their weights here
+                context.working[self.index] = kept
+        return kept
 
     def _alone(self, x: Tensor, y: Tensor, expert: int) -> Tensor:
         """The linear map with one expert at weight one, if it is here."""
@@ -129,17 +169,22 @@ class MixtureLayer(WrappedLinear):
         if context.alone is not None:
             return self._alone(x, y, context.alone)
         if self.bank is not None:
-            z = self.bank.hidden_of(x)  # [B, .., C]
             gates = self.gates(x, context)  # [B, K]
             if self.present is not None:
                 gates = gates.index_select(-1, self.present)
-            y = y + self.bank.mix(z, gates)
-        if self.adapter is not None:
+            experts = self._working(context)
+            if not isinstance(experts, ExpertBank):
+                gates = experts.gates_of(gates)
+            z = experts.hidden_of(x)  # [B, .., C]
+            y = y + experts.mix(z, gates)
+        if isinstance(self.adapter, LoraBranch):
+            y = y + self.adapter(x)
+        elif self.adapter is not None:
             y = self.adapter(y)
         if context.sparsity and self.sparsity and self.bank is not None:
             loss = task_sparsity(
                 gates if self.present is None else _shares(gates),
-                self.bank.cosines(y, z),
+                experts.cosines(y, z),
                 context.token_weights.get(self.stack),
                 averaging=self.averaging,
             )

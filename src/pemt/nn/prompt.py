@@ -89,6 +89,7 @@ class CorrelationPrompt(nn.Module):
         self.register_buffer("outside", outside, persistent=False)  # [K, Pmax]
         given = None if weights is None else weights.detach().float().to(start.device)
         self.register_buffer("weights", given, persistent=False)  # [K]
+        self._made: tuple[Tensor, Tensor] | None = None  # P_t and the prompt made from it
         first = start.detach().float()
         if fusion == "init" and sources:
             first = first + self.attend(first)
@@ -104,8 +105,22 @@ class CorrelationPrompt(nn.Module):
         return torch.einsum("kpq,kqd->pd", attention, self.sources)
 
     def forward(self) -> Tensor:
-        """The fused prompt, `[P, D]`, float32."""
+        """The fused prompt, `[P, D]`, float32.
+
+        In evaluation without gradients it is a constant: made once, and again where P_t has other
+        values, however they got there.
+        """
         target: Tensor = self.target()
         if self.fusion != "live" or self.count == 0:
             return target
-        return target + self.attend(target)
+        if self.training or torch.is_grad_enabled():
+            return target + self.attend(target)
+        made = self._made
+        if made is None or made[0].device != target.device or not torch.equal(made[0], target):
+            made = self._made = (target.detach().clone(), target + self.attend(target))
+        return made[1]
+
+    def train(self, mode: bool = True) -> CorrelationPrompt:
+        """As torch's; what was made before is forgotten."""
+        self._made = None
+        return super().train(mode)

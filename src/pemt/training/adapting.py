@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -324,23 +324,27 @@ def mean_gates(
     """Mean gates over examples, `[layers, K]`; None for a model without gates."""
     if not isinstance(model, PemtModel) or not examples or not model.gated_sites():
         return None
+    total = torch.zeros(len(model.gated_sites()), len(model.gate_names))
+    for gates in gates_of_rows(model, task, base, examples, settings):
+        total += gates.sum(1).cpu()
+    return total / len(examples)
+
+
+@torch.no_grad()
+def gates_of_rows(
+    model: PemtModel, task: Task, base: Base, examples: Sequence[Example], settings: TrainSettings
+) -> Iterator[torch.Tensor]:
+    """The gates of examples, batch by batch: `[layers, B, K]`."""
     encoded = encode_prompts_only(
-        examples,
-        task,
-        base.tokenizer,
-        model.family,
-        **lengths(model, settings),
+        examples, task, base.tokenizer, model.family, **lengths(model, settings)
     )
     collate = Collator(base.tokenizer, model.family, side=side_of(model.family))
-    total = torch.zeros(len(model.gated_sites()), len(model.gate_names))
     with evaluating(model):
         for start in range(0, len(encoded), settings.eval_batch_size):
             batch = collate(encoded[start : start + settings.eval_batch_size])
-            gates = model.gates(
+            yield model.gates(
                 batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
             )
-            total += gates.sum(1).cpu()
-    return total / len(encoded)
 
 
 def _write(

@@ -42,6 +42,12 @@ def _stated(saved: Any) -> Any:
     return saved
 
 
+def model_folder(run: str | Path) -> Path:
+    """Where a run's adapted model is: the folder itself, or "model" in it."""
+    inside = Path(run) / "model"
+    return inside if (inside / CONFIG).is_file() else Path(run)
+
+
 def load_run(
     run: str | Path, *, library: str | Path | None = None, base: str | None = None,
     precision: str = "auto",
@@ -58,9 +64,7 @@ def load_run(
         ConfigError: no adapted model there, or one saved without its task.
         ExpertError: experts or base are not those it was adapted with.
     """
-    folder = Path(run)
-    if (folder / "model" / CONFIG).is_file():
-        folder = folder / "model"
+    folder = model_folder(run)
     described = read_description(folder)
     if "task" not in described["extra"]:
         raise ConfigError(

@@ -30,6 +30,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine() -> dict[str, Any]:
+    """What a time was measured on: processor, threads, libraries; no names of hosts or folders."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "versions": versions()}
+
+
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout this package runs from, and whether it was changed; else None."""
     here = Path(__file__).resolve().parent
