@@ -11,7 +11,7 @@ from pemt.errors import PemtError
 
 SWITCHES = (
     "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
-    "--published", "--latest",
+    "--published", "--latest", "--draw_only",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 
@@ -30,6 +30,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
     from pemt.cli.predict import predict
+    from pemt.cli.study import ablation, prompt, sources, sparsity
     from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
     from pemt.cli.train_shared_prompt import train_shared_prompt
@@ -68,6 +69,13 @@ def commands() -> dict[str, Any]:
             "status": status,
             "methods": methods,
             "table": table,
+        },
+        "study": {
+            "_help": "Answer the paper's open questions with your experts and targets.",
+            "sources": sources,
+            "sparsity": sparsity,
+            "prompt": prompt,
+            "ablation": ablation,
         },
         "doctor": doctor,
     }
@@ -115,7 +123,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
     `--train FILE` is the task that a command takes first.
     """
     taken: list[str] = []
-    arguments = _train_first(arguments)
+    arguments = _study_file(_train_first(arguments))
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
@@ -125,6 +133,13 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
     return taken
+
+
+def _study_file(arguments: Sequence[str]) -> Sequence[str]:
+    """`study KIND FILE` is `study KIND --file FILE`: the file may be left out."""
+    if arguments[:1] == ["study"] and len(arguments) > 2 and not arguments[2].startswith("-"):
+        return [*arguments[:2], "--file", *arguments[2:]]
+    return arguments
 
 
 def _train_first(arguments: Sequence[str]) -> Sequence[str]:
