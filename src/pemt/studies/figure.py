@@ -131,6 +131,8 @@ def _lines(at: Any, findings: Findings, shown: Shown, scale: float) -> None:
 
 def _dots(at: Any, findings: Findings, shown: Shown, scale: float) -> None:
     """A dot per setting, the first on top; a line through the reference's."""
+    from matplotlib.ticker import MaxNLocator
+
     study = findings.study
     for i, p in enumerate(study.points):
         s = shown(p)
@@ -143,5 +145,6 @@ def _dots(at: Any, findings: Findings, shown: Shown, scale: float) -> None:
         )  # fmt: skip
         if mine:
             at.axvline(scale * s.mean, color=PALETTE[0], linewidth=0.8, linestyle=":")
+    at.xaxis.set_major_locator(MaxNLocator(5))
     at.set_yticks([-i for i in range(len(study.points))], [p.title for p in study.points])
     at.set_ylim(-len(study.points) + 0.4, 0.6)

@@ -71,7 +71,7 @@ MEASURES: dict[str, Measure] = {
     "entropy": Measure(title="gate entropy (nats)", digits=2, of=_spread("entropy")),
     "top": Measure(title="largest gate", digits=2, of=_spread("top")),
     "from_uniform": Measure(title="gates from uniform", digits=3, of=from_uniform),
-    "moved": Measure(title="gates from the reference's", digits=3, of=moved),
+    "moved": Measure(title="gates moved from reference", digits=3, of=moved),
     "words": Measure(title="words of the description", digits=0, of=_words),
     "trained": Measure(title="trained parameters", digits=0, of=lambda c, _: float(c.trained)),
     "parameters": Measure(

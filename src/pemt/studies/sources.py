@@ -101,7 +101,7 @@ def reading(findings: Findings, shots: int | None) -> list[str]:
             continue
         here = next(p for p in there if p.x == rule.count)
         said.append(
-            f"In {line} order the best mean is at {rule.best} and {rule.count} "
+            f"In {line} order the highest mean is at {rule.best}, and {rule.count} "
             f"{'is' if rule.count == 1 else 'are'} enough ({level(findings, here.arm, shots)}): "
             f"the smallest number no more than one standard error ({points(rule.error)} points, "
             f"{rule.blocks} target-draw pairs) below the best."
