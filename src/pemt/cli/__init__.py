@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -106,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PemtError as error:
         print(f"pemt: {error}", file=sys.stderr)
         return 1
+    except SystemExit as ended:
+        if not ended.code and {"-h", "--help"} & set(arguments):
+            print(_lesson(arguments), end="")
+        raise
     except KeyboardInterrupt:
         print("pemt: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -116,6 +121,20 @@ def _asked_for(offered: dict[str, Any], arguments: Sequence[str]) -> dict[str, A
     """The one command that is named: reading the signatures of all takes seconds of imports."""
     first = arguments[0] if arguments else ""
     return {first: offered[first]} if first in offered else offered
+
+
+def _lesson(arguments: Sequence[str]) -> str:
+    """What a command's docstring says beside its first line and its flags: what for, an example."""
+    component: Any = commands()
+    for word in arguments:
+        if not isinstance(component, dict) or word not in component:
+            break
+        component = component[word]
+    if isinstance(component, dict):
+        return ""
+    body = inspect.getdoc(component) or ""
+    body = body.partition("\n")[2].partition("\nArgs:")[0].strip()
+    return f"\n{body}\n" if body else ""
 
 
 def _friendly(arguments: Sequence[str]) -> list[str]:
