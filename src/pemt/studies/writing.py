@@ -182,7 +182,8 @@ def everything(findings: Findings, folder: OutputFolder) -> dict[str, Any]:
         "cells": [
             {
                 "cell": c.name, "arm": c.arm, "task": c.task, "shots": c.shots,
-                "data_seed": c.data_seed, "metric": c.score, "metrics": c.metrics,
+                "data_seed": c.data_seed, "metric": c.score,
+                "metrics": {name: _finite(value) for name, value in c.metrics.items()},
                 "gates": c.gates, "gates_by_layer": c.gates_by_layer,
                 "gate_spread": c.gate_spread, "train_seconds": c.train_seconds,
                 "seconds": c.seconds, "peak_memory": c.peak_memory, "trained": c.trained,
