@@ -123,17 +123,23 @@ class Findings:
         common = sorted(set.intersection(*(set(found) for found in scores.values())))
         return common, {arm: [scores[arm][block] for block in common] for arm in arms}
 
-    def differences(self, shots: int | None, kind: Interval) -> list[Difference]:
-        """Every other arm minus the reference, on each target and their mean."""
+    def differences(
+        self, shots: int | None, kind: Interval, to: str | None = None
+    ) -> list[Difference]:
+        """Every other arm minus one, by default the reference, on each target and their mean."""
         arms = {c.arm for c in self.results.cells if c.shots == shots}
-        if self.study.reference not in arms or len(arms) < 2:
+        if (to or self.study.reference) not in arms or len(arms) < 2:
             return []
-        return differences(self.results, shots, self.study.reference, kind=kind)
+        return differences(self.results, shots, to or self.study.reference, kind=kind)
 
-    def against(self, arm: str, shots: int | None, kind: Interval = "t") -> Difference | None:
-        """An arm minus the reference over all targets; None where no draw has both everywhere."""
+    def against(
+        self, arm: str, shots: int | None, kind: Interval = "t", to: str | None = None
+    ) -> Difference | None:
+        """An arm minus one, by default the reference, over all targets; None where no draw has both
+        everywhere.
+        """
         alone = len(self.tasks) == 1
-        for found in self.differences(shots, kind):
+        for found in self.differences(shots, kind, to):
             over_all = found.task is None or alone
             if found.method == arm and over_all and found.summary is not None:
                 return found

@@ -18,7 +18,7 @@ from pemt.errors import ConfigError, UnknownNameError
 from pemt.studies.diminishing import enough
 from pemt.studies.findings import Findings
 from pemt.studies.study import Kind, Point, Rank, Study, sources_of
-from pemt.studies.words import extremes, level, opening, verdict
+from pemt.studies.words import extremes, gain, level, opening, verdict
 
 if TYPE_CHECKING:
     from pemt.bench.located import Located
@@ -106,8 +106,23 @@ def reading(findings: Findings, shots: int | None) -> list[str]:
             f"the smallest number no more than one standard error ({points(rule.error)} points, "
             f"{rule.blocks} target-draw pairs) below the best."
         )
-    said += [extremes(findings, shots), verdict(findings, shots), _cost(findings, shots)]
+    said += [extremes(findings, shots), verdict(findings, shots), _orders_apart(findings, shots),
+             _cost(findings, shots)]  # fmt: skip
     return [sentence for sentence in said if sentence]
+
+
+def _orders_apart(findings: Findings, shots: int | None) -> str:
+    """What the ranking is worth: ranked minus random order at equal numbers."""
+    at = {(p.lines, p.x): p.arm for p in findings.study.points}
+    parts = []
+    for (lines, x), arm in at.items():
+        other = at.get((("random",), x))
+        if lines != ("ranked",) or other is None or x is None:
+            continue
+        found = findings.against(arm, shots, to=other)
+        if found is not None:
+            parts.append(f"{x:g}: {gain(found)}")
+    return f"Ranked minus random order, by number of sources: {'; '.join(parts)}." if parts else ""
 
 
 def _cost(findings: Findings, shots: int | None) -> str:
