@@ -97,6 +97,7 @@ def test_failed_cells(folder, capsys):
     assert "(failed)" in said.out
     said = call(capsys, "sources", asked(folder, shots=[60]), "--output", folder / "none", code=1)
     assert "no finished cell of this study" in said.err
+    assert "want 60" in said.err
 
 
 def test_refused(folder, capsys):

@@ -159,3 +159,26 @@ def test_the_scale_of_moved_gates_is_another_draw(tmp_path):
     said = text(findings)
     assert "from 0.100 (short) to 0.100 (short)" in said
     assert "same description are 0.300 apart" in said
+
+
+def test_the_reading_of_sources(tmp_path):
+    """Each order has its rule; orders are compared at equal numbers; all belongs to both."""
+    points = [
+        Point(arm=f"pemt@{order}-{n}", title=f"{n}, {order}", x=n, lines=(order,))
+        for order in ("ranked", "random") for n in (1.0, 2.0)
+    ]  # fmt: skip
+    points.append(Point(arm="pemt@all", title="all 4 sources", x=4.0, lines=("ranked", "random")))
+    study = Study(kind="sources", points=tuple(points), reference="pemt@all")
+    level = {"ranked-1.0": 0.5, "ranked-2.0": 0.7, "random-1.0": 0.4, "random-2.0": 0.5, "all": 0.7}
+    cells = [
+        made.cell(f"pemt@{name}", seed, value + 0.01 * seed, task=task)
+        for task in ("rte", "cb") for seed in range(3) for name, value in level.items()
+    ]  # fmt: skip
+    folder = made.write(tmp_path / "out", study, cells)
+    (tmp_path / "out" / "rankings").mkdir()
+    (tmp_path / "out" / "rankings" / "rte-16-0-k.json").write_text('{"seconds": 12.0}')
+    said = text(Findings.of(study, folder))
+    assert "In ranked order the highest mean is at 2, and 2 are enough" in said
+    assert "In random order the highest mean is at 4, and 4 are enough" in said
+    assert "1: +10.0 [+10.0, +10.0], 6 won, 0 level, 0 lost; 2: +20.0" in said
+    assert "took 12 s (median)" in said

@@ -166,8 +166,6 @@ def run_study(
         else:
             findings = run.go()
             failed = bool(run.tally.failed)
-            for line in run.tally.lines():
-                progress.say(line)
     made = write_findings(findings, folder)
     if json:
         files = {what: str(path) for what, path in made.items()}

@@ -52,7 +52,8 @@ class Findings:
         names = [n for n in asked.folders.values() if folder.finished(n)]
         if not names:
             raise DataError(
-                f"{folder.root} has no finished cell of this study", "run it without --draw-only"
+                f"{folder.root} has no finished cell of this study",
+                "run it without --draw-only; cells/*/error.json say what failed",
             )
         cells = tuple(read_cell(folder.place(name)) for name in names)
         results = Results(cells=cells, order=asked.tasks, variants=asked.variants)

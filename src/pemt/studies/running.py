@@ -70,6 +70,8 @@ class StudyRun:
         self.tally, self._base = run.tally, None
         keep(study, self.folder)
         run.go()
+        for line in run.tally.lines():
+            self._progress.say(line)
         return Findings.of(study, self.folder)
 
     def _rank(self) -> Mapping[str, Sequence[str]]:
