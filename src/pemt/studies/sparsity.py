@@ -13,7 +13,7 @@ from pemt.errors import ConfigError
 from pemt.model.config import PemtConfig
 from pemt.studies.findings import Findings
 from pemt.studies.study import Kind, Point, Rank, Study, sources_of
-from pemt.studies.words import extremes, level, opening, verdict
+from pemt.studies.words import extremes, level, listed, opening, verdict
 
 if TYPE_CHECKING:
     from pemt.bench.located import Located
@@ -48,11 +48,12 @@ def build(grid: Grid, options: Mapping[str, Any], _: Rank) -> tuple[Study, Grid]
 def reading(findings: Findings, shots: int | None) -> list[str]:
     """Score and gates from the smallest weight to the largest."""
     study = findings.study
-    first, last, usual = study.points[0], study.points[-1], study.point(study.reference)
+    usual = study.point(study.reference)
+    told = list(dict.fromkeys([study.points[0], usual, study.points[-1]]))
     said = [opening(findings, shots)]
     said.append(
         "Mean score: "
-        + ", ".join(f"{level(findings, p.arm, shots)} at {p.title}" for p in (first, usual, last))
+        + ", ".join(f"{level(findings, p.arm, shots)} at {p.title}" for p in told)
         + "."
     )
     parts = []
@@ -60,12 +61,12 @@ def reading(findings: Findings, shots: int | None) -> list[str]:
         ("effective_experts", "effective experts"), ("top", "the largest gate"),
         ("moved", f"the gates' distance from those at {usual.title}"),
     ):  # fmt: skip
-        values = [findings.mean(measure, p.arm, shots) for p in (first, usual, last)]
+        values = [findings.mean(measure, p.arm, shots) for p in told]
         if None not in values:
             parts.append(f"{title} {', '.join(f'{v:.2f}' for v in values)}")
     if parts:
         said.append(
-            f"At {first.title}, {usual.title} and {last.title}: {'; '.join(parts)} (of "
+            f"At {listed([p.title for p in told])}: {'; '.join(parts)} (of "
             f"{_experts(findings)} experts; one example's gates in one layer, then the mean)."
         )
     said += [extremes(findings, shots), verdict(findings, shots)]
