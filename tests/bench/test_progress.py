@@ -19,8 +19,8 @@ def cell(method, seconds):
 
 
 def test_time_left():
-    """Every remaining cell takes its method's mean, one of no known method all methods' mean."""
-    jobs = [SimpleNamespace(name=f"{m}{i}", method=m) for m in ("a", "b", "c") for i in range(3)]
+    """Every remaining cell takes its arm's mean, one of no known arm all arms' mean."""
+    jobs = [SimpleNamespace(name=f"{m}{i}", arm=m) for m in ("a", "b", "c") for i in range(3)]
     tally = Tally(total=9, workers=2, left={j.name: j for j in jobs})
     assert tally.estimate() is None
     tally.add(jobs[0], cell("a", 10), found=False)

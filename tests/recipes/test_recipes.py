@@ -18,7 +18,7 @@ from pemt.training import adapting, sourcing
 from tests import tiny
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(p for p in FOLDER.glob("*/*.yaml") if p.parent.name != "bench")
+RECIPES = sorted(p for p in FOLDER.glob("*/*.yaml") if p.parent.name not in ("bench", "studies"))
 TINY = {"google-t5/t5-base": "t5", "minilm": "bert", "smollm2": "llama"}
 
 # METHOD.md, protocol: batch, source length, epochs of stage 2 where they are not 100, 256, 20

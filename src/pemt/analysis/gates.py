@@ -20,6 +20,11 @@ def layer_names(model: AdaptedModel) -> list[str]:
     return [site.label for site in model.gated_sites()]
 
 
+def entropy(gates: Tensor) -> Tensor:
+    """Of gates, `[.., K]` -> `[..]`, in nats: from 0, one expert has all, to log K, all alike."""
+    return -(gates * gates.clamp_min(1e-12).log()).sum(-1)
+
+
 def gate_table(gates: Tensor, model: AdaptedModel, experts: list[str]) -> dict[str, Any]:
     """Mean gates with names: by layer and expert, over all layers, and how many experts count.
 
@@ -29,10 +34,9 @@ def gate_table(gates: Tensor, model: AdaptedModel, experts: list[str]) -> dict[s
         experts: K names.
     """
     mean = gates.mean(0)
-    entropy = float(-(mean * mean.clamp_min(1e-12).log()).sum())
     rows = zip(layer_names(model), gates.tolist(), strict=True)
     return {
         "by_layer": {name: dict(zip(experts, row, strict=True)) for name, row in rows},
         "mean": dict(zip(experts, mean.tolist(), strict=True)),
-        "effective_experts": math.exp(entropy),
+        "effective_experts": math.exp(float(entropy(mean))),
     }

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pemt.bench.cell import CELL, ERROR, Cell
+from pemt.bench.cell import CELL, ERROR, Cell, arm_of, method_of
 from pemt.errors import DataError
 
 GRID = "grid.json"
@@ -25,18 +25,26 @@ class Asked:
     Attributes:
         tasks: their names, in the grid's order.
         methods: their names.
+        variants: their names; one without a name where the grid has none.
         shots: labels per class; None for the full split.
         data_seeds: of the draws.
         refused: (task, method) -> why the method is not defined there.
-        folders: TASK-SHOTS-SEED-METHOD -> name of the folder that the grid's settings give it.
+        folders: TASK-SHOTS-SEED-METHOD (or METHOD@VARIANT) -> name of the folder that the grid's
+            settings give it.
     """
 
     tasks: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ("",)
     shots: tuple[int | None, ...] = ()
     data_seeds: tuple[int, ...] = ()
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Every method in every variant."""
+        return tuple(arm_of(m, v) for m, v in product(self.methods, self.variants))
 
     def chosen(
         self,
@@ -76,9 +84,9 @@ class Asked:
 
     def missing(self, cells: Iterable[Cell], output: Path) -> str | None:
         """ "37 of 60 cells; missing: ...", or None where nothing is or nobody knows."""
-        asked = list(product(self.tasks, self.methods, self.shots, self.data_seeds))
-        there = {(c.task, c.method, c.shots, c.data_seed) for c in cells}
-        asked = [place for place in asked if place[:2] not in self.refused]
+        asked = list(product(self.tasks, self.arms, self.shots, self.data_seeds))
+        there = {(c.task, c.arm, c.shots, c.data_seed) for c in cells}
+        asked = [p for p in asked if (p[0], method_of(p[1])) not in self.refused]
         places = [place for place in asked if place not in there]
         if not places:
             return None
@@ -124,10 +132,12 @@ def read_asked(output: Path) -> Asked:
     if not all(isinstance(side, list) for side in sides):
         return Asked()
     tasks, methods, shots, seeds = sides
+    variants = grid.get("variants") if isinstance(grid, dict) else None
     refused = given.get("refused")
     folders = given.get("cells")
     return Asked(
         tasks=_names(tasks), methods=_names(methods),
+        variants=_names(variants) if isinstance(variants, list) and variants else ("",),
         shots=tuple(None if s == "full" else s for s in shots or ()), data_seeds=tuple(seeds or ()),
         refused={
             (str(r.get("task")), str(r.get("method"))): str(r.get("reason"))

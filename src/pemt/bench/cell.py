@@ -1,7 +1,7 @@
 """One cell of a grid: one method on one task with one draw of labels, and its folder on disk.
 
 OUTPUT/grid.json                        the grid as it was run, with versions
-OUTPUT/cells/TASK-SHOTS-SEED-METHOD-KEY/
+OUTPUT/cells/TASK-SHOTS-SEED-METHOD-KEY/     METHOD@VARIANT in a grid with variants
     cell.json                           everything below
     predictions.json                    id, target and answer of every test row
     error.json                          instead of the two above, after a failure
@@ -18,6 +18,17 @@ from typing import Any
 from pemt.errors import DataError
 
 CELL, PREDICTIONS, ERROR = "cell.json", "predictions.json", "error.json"
+AT = "@"
+
+
+def arm_of(method: str, variant: str) -> str:
+    """What tables compare: a method, or a method in a variant ("pemt@short")."""
+    return f"{method}{AT}{variant}" if variant else method
+
+
+def method_of(arm: str) -> str:
+    """The method of an arm."""
+    return arm.partition(AT)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,7 @@ class Cell:
         base: name of the base.
         task: name of the target task.
         method: a name of `pemt.methods.METHODS`.
+        variant: of the grid; "" where it has none.
         shots: labels per class; None for the full split.
         data_seed: of the draw; initialisation and order use the same number.
         score: name of the metric that tables show for this task.
@@ -43,6 +55,8 @@ class Cell:
         peak_memory: bytes of resident memory (CUDA: allocated) at the cell's worst, base included;
             None where the system does not say.
         gates: mean gate per expert over layers, by name; None for methods without gates.
+        gates_by_layer: the same `[layers][K]`, in the order of `gates`.
+        gate_spread: how far gates are spread over experts, as `pemt.analysis.gates.spread` says.
         notes: of the method, such as the expert it chose.
         config: the effective settings, options, experts and few-shot manifest.
         versions: of the libraries.
@@ -52,6 +66,7 @@ class Cell:
     base: str
     task: str
     method: str
+    variant: str = ""
     shots: int | None
     data_seed: int
     score: str
@@ -65,6 +80,8 @@ class Cell:
     train_seconds: float
     peak_memory: int | None = None
     gates: dict[str, float] | None = None
+    gates_by_layer: list[list[float]] | None = None
+    gate_spread: dict[str, float] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
@@ -75,10 +92,15 @@ class Cell:
         return self.metrics[self.score]
 
     @property
+    def arm(self) -> str:
+        """What it is compared as: its method, in its variant."""
+        return arm_of(self.method, self.variant)
+
+    @property
     def name(self) -> str:
         """Of its folder."""
         shots = "full" if self.shots is None else self.shots
-        return f"{self.task}-{shots}-{self.data_seed}-{self.method}-{self.key}"
+        return f"{self.task}-{shots}-{self.data_seed}-{self.arm}-{self.key}"
 
 
 def read_cell(folder: Path) -> Cell:

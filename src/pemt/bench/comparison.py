@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from pemt.bench.asked import shots_title
+from pemt.bench.cell import method_of
 from pemt.bench.results import Results, title_of
 from pemt.bench.summary import Summary, summarise
 from pemt.methods import METHODS
@@ -63,7 +64,9 @@ def best_single_task(results: Results, shots: int | None) -> str | None:
     means = {
         method: summary.mean
         for method, summary in last.entries.items()
-        if method in METHODS and not METHODS[method].transfers and not math.isnan(summary.mean)
+        if method_of(method) in METHODS
+        and not METHODS[method_of(method)].transfers
+        and not math.isnan(summary.mean)
     }
     return max(means, key=lambda m: means[m]) if means else None
 

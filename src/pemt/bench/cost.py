@@ -35,7 +35,7 @@ def costs(results: Results) -> list[Cost]:
     """One per method, in the order of tables."""
     found = []
     for method in results.methods:
-        cells = [c for c in results.cells if c.method == method]
+        cells = [c for c in results.cells if c.arm == method]
         memory = [c.peak_memory for c in cells if c.peak_memory is not None]
         found.append(
             Cost(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pemt.bench.asked import shots_title
+from pemt.bench.cell import method_of
 from pemt.bench.comparison import Row, mean_row
 from pemt.bench.results import Results, title_of
 from pemt.errors import ConfigError
@@ -178,7 +179,8 @@ def _style(method: str, i: int) -> dict[str, Any]:
 def _kind(method: str) -> str:
     if method.startswith("pemt"):
         return "PEMT" if method == "pemt" else "PEMT with a part changed"
-    transfers = method in METHODS and METHODS[method].transfers
+    known = METHODS.get(method_of(method))
+    transfers = known is not None and known.transfers
     return "uses source tasks" if transfers else "target's labels only"
 
 

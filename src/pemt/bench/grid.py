@@ -1,4 +1,4 @@
-"""A grid: task x method x shots x data seed, and all that its cells share."""
+"""A grid: task x method (x variant) x shots x data seed, and all that its cells share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pemt.bench.located import Located, read_located
+from pemt.bench.variant import PLAIN, GridVariant
 from pemt.errors import ConfigError, PemtError, UnknownNameError
 from pemt.methods import METHODS, Method
 from pemt.methods.method import Library
@@ -100,6 +101,7 @@ class Grid:
         experts: which of a library's, in the order of gate columns; all by default. "auto:4" takes
             the four that rank best on a cell's training rows. A mapping says it per library; a
             plain list leaves out "shared-prompts", whose members were tuned together.
+        variants: every method is run in each of them; in the grid as it is by default.
         shots: labels per class, None for the full split.
         data_seeds: one draw each.
         learning_rates: for methods that give none themselves.
@@ -120,6 +122,7 @@ class Grid:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     libraries: dict[str, str] = field(default_factory=dict)
     experts: Sequence[str] | str | dict[str, Sequence[str] | str] | None = None
+    variants: Sequence[GridVariant] = ()
     shots: Sequence[int | None] = (16,)
     data_seeds: Sequence[int] = (0, 1, 2, 3, 4)
     learning_rates: Sequence[float] = ()
@@ -157,6 +160,15 @@ class Grid:
                     f"write libraries: {{{m.method.library}: FOLDER}}, or take the method out; "
                     "`pemt train-source --help` says how to train one",
                 )
+        if self.variants:
+            _each_once("variants", [v.name for v in self.variants])
+        for v in self.variants:
+            if not v.name:
+                raise ConfigError("A variant without a name", "give it one")
+            v.configured(self.pemt)
+            self.settings.changed(**v.settings)
+            names = [t.task.name for t in self.targets]
+            v.check(names, {m.name: m.method.changes for m in self.chosen})
 
     @property
     def targets(self) -> tuple[GridTask, ...]:
@@ -167,6 +179,11 @@ class Grid:
     def chosen(self) -> tuple[GridMethod, ...]:
         """The methods, each with its options."""
         return self.methods  # type: ignore[return-value]
+
+    @property
+    def varied(self) -> tuple[GridVariant, ...]:
+        """The variants, or the grid as it is."""
+        return tuple(self.variants) or (PLAIN,)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Grid:
@@ -181,8 +198,7 @@ class Grid:
         for needed in ("base", "tasks", "methods"):
             if needed not in keys:
                 raise ConfigError(f"{located.where}: the grid has no {needed}", "add it")
-        values = {name: _READERS[name](value) for name, value in keys.items()}
-        return _placed(str(path), cls, **values)  # type: ignore[no-any-return]
+        return _placed(str(path), cls, **read_keys(keys))  # type: ignore[no-any-return]
 
     def experts_of(self, library: str) -> Sequence[str] | str | None:
         """Which experts of one library a method gets; None is all."""
@@ -190,11 +206,13 @@ class Grid:
             return self.experts.get(library)
         return None if library == "shared-prompts" else self.experts
 
-    def settings_of(self, target: GridTask, method: GridMethod, data_seed: int) -> TrainSettings:
+    def settings_of(
+        self, target: GridTask, method: GridMethod, data_seed: int, variant: GridVariant = PLAIN
+    ) -> TrainSettings:
         """The settings of a cell; its learning rate is still to be picked."""
         return self.settings.changed(
-            **{**target.settings, **method.settings}, learning_rate=None, checkpoints=False,
-            report_to="none", init_seed=data_seed, order_seed=data_seed,
+            **{**target.settings, **method.settings, **variant.settings}, learning_rate=None,
+            checkpoints=False, report_to="none", init_seed=data_seed, order_seed=data_seed,
         )  # fmt: skip
 
     def rates_of(self, method: GridMethod, family: Any) -> tuple[float, ...]:
@@ -214,7 +232,7 @@ class Grid:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; nothing of where the data and the results are."""
-        return {
+        shown = {
             "base": self.base, "precision": self.precision, "libraries": dict(self.libraries),
             "experts": self.experts,
             "tasks": [
@@ -227,6 +245,9 @@ class Grid:
             "settings": self.settings.to_dict(), "pemt": self.pemt.to_dict(),
             "test_rows": self.test_rows,
         }  # fmt: skip
+        if self.variants:
+            shown["variants"] = [v.to_dict() for v in self.variants]
+        return shown
 
 
 def _task(given: GridTask | Task | str) -> GridTask:
@@ -238,6 +259,16 @@ def _task(given: GridTask | Task | str) -> GridTask:
 
 
 # -- reading -----------------------------------------------------------------------------------
+
+
+def read_keys(keys: dict[str, Located]) -> dict[str, Any]:
+    """Arguments of `Grid` from keys of a file.
+
+    Raises:
+        ConfigError: a value of another type, or out of range.
+        UnknownNameError: an unknown name in a value, with a suggestion.
+    """
+    return {name: _READERS[name](value) for name, value in keys.items()}
 
 
 def _placed(where: str, make: Any, /, *args: Any, **values: Any) -> Any:
@@ -281,6 +312,31 @@ def _methods(given: Located) -> list[GridMethod]:
             values["settings"] = _overrides(found["settings"])
         made.append(_placed(options.where, GridMethod, name=name, **values))
     return made
+
+
+def _variants(given: Located) -> list[GridVariant]:
+    made = []
+    for name, options in given.entries("variants"):
+        found = options.mapping([f.name for f in fields(GridVariant)][1:], "a variant")
+        values: dict[str, Any] = {}
+        if "pemt" in found:
+            values["pemt"] = found["pemt"].fields_of(PemtConfig, "pemt")
+        if "settings" in found:
+            values["settings"] = _overrides(found["settings"])
+        if "experts" in found:
+            values["experts"] = _varied_experts(found["experts"])
+        if "descriptions" in found:
+            texts = found["descriptions"]
+            named = texts.mapping(texts.value or (), "descriptions")
+            values["descriptions"] = {t: v.of(str, "a description") for t, v in named.items()}
+        made.append(_placed(options.where, GridVariant, name=name, **values))
+    return made
+
+
+def _varied_experts(given: Located) -> Any:
+    if isinstance(given.value, dict):  # by draw
+        return {draw: _experts(names) for draw, names in given.value.items()}
+    return _experts(given)
 
 
 def _overrides(given: Located) -> dict[str, Any]:
@@ -339,6 +395,7 @@ _READERS: dict[str, Any] = {
     "precision": lambda v: v.of(Literal["auto", "float32", "bfloat16"], "precision"),
     "libraries": _libraries,
     "experts": _experts,
+    "variants": _variants,
     "shots": lambda v: [item.of(int | None, "shots") for item in v.items()],
     "data_seeds": _seeds,
     "learning_rates": _rates,

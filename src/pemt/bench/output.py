@@ -114,9 +114,9 @@ class OutputFolder:
         write_json(
             self.place(job.name) / ERROR,
             {
-                "task": job.task.name, "method": job.method, "shots": job.shots,
-                "data_seed": job.data_seed, "message": message, "traceback": traceback,
-                "attempt": attempt,
+                "task": job.task.name, "method": job.method, "variant": job.variant,
+                "shots": job.shots, "data_seed": job.data_seed, "message": message,
+                "traceback": traceback, "attempt": attempt,
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             },
         )  # fmt: skip

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pemt.backbones import fingerprint
 from pemt.bases import Base
+from pemt.bench.cell import arm_of
 from pemt.bench.grid import Grid, GridMethod, GridTask
 from pemt.errors import ConfigError, PemtError, UnknownNameError
 from pemt.experts import ExpertLibrary
@@ -34,6 +36,7 @@ class Job:
     Attributes:
         task: the target task.
         method: its name.
+        variant: of the grid; "" where it has none.
         shots: labels per class; None for the full split.
         data_seed: of the draw.
         score: the metric that tables show.
@@ -62,14 +65,19 @@ class Job:
     library: str
     experts: dict[str, str]
     auto: str | None
+    variant: str = ""
     key: str = ""
     problem: str | None = None
 
     @property
+    def arm(self) -> str:
+        """What it is compared as: its method, in its variant."""
+        return arm_of(self.method, self.variant)
+
+    @property
     def point(self) -> str:
         """Its place in the grid."""
-        shots = "full" if self.shots is None else self.shots
-        return f"{self.task.name}-{shots}-{self.data_seed}-{self.method}"
+        return f"{draw_name(self.task.name, self.shots, self.data_seed)}-{self.arm}"
 
     @property
     def name(self) -> str:
@@ -80,6 +88,11 @@ class Job:
     def rows(self) -> tuple[str, int | None, int]:
         """Which draw it learns from: task, shots and data seed."""
         return self.task.name, self.shots, self.data_seed
+
+
+def draw_name(task: str, shots: int | None, data_seed: int) -> str:
+    """What a draw of labels is called: "rte-16-0", "rte-full-0"."""
+    return f"{task}-{'full' if shots is None else shots}-{data_seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +168,7 @@ def make_plan(
         ConfigError: an empty library.
         UnknownNameError: a task, method or expert that is not there.
         ExpertError: an expert that is altered, or made for another base.
+        ConfigError: a variant that says nothing of one of the draws.
     """
     plan = Plan(base=BaseIdentity.of(base, grid.base))
     targets = _only(grid.targets, only_tasks, lambda t: t.task.name, "task of the grid")
@@ -179,17 +193,24 @@ def make_plan(
             on_task(target.task.name)
             drawn |= _draws(grid, target, data_dir)
     for seed, target, shots in grid.points():
-        for m in defined.get(target.task.name, []) if target in targets else []:
+        mine = defined.get(target.task.name, []) if target in targets else []
+        for m, variant in product(mine, grid.varied):
             found = drawn[target.task.name, shots, seed]
-            names = {} if m.method.library == "none" else experts[m.method.library]
-            asked = grid.experts_of(m.method.library) if names else None
+            names: dict[str, str] = {}
+            asked = None
+            if m.method.library != "none":
+                draw = draw_name(target.task.name, shots, seed)
+                names = variant.among(experts[m.method.library], draw)
+                asked = variant.experts or grid.experts_of(m.method.library)
             job = Job(
-                task=target.task, method=m.name, shots=shots, data_seed=seed, score=target.score,
-                validation=target.validation, test_rows=_test_rows(grid, target),
-                settings=grid.settings_of(target, m, seed),
+                task=variant.told(target.task), method=m.name, variant=variant.name, shots=shots,
+                data_seed=seed, score=target.score, validation=target.validation,
+                test_rows=_test_rows(grid, target),
+                settings=grid.settings_of(target, m, seed, variant),
                 rates=grid.rates_of(m, family) if m.method.trains else (),
-                pemt=m.method.configured(grid.pemt), library=m.method.library, experts=names,
-                auto=asked if isinstance(asked, str) else None, problem=found.problem,
+                pemt=m.method.configured(variant.configured(grid.pemt)), library=m.method.library,
+                experts=names, auto=asked if isinstance(asked, str) else None,
+                problem=found.problem,
             )  # fmt: skip
             plan.jobs.append(replace(job, key=_key(plan.base, job, found)))
             if found.rows is not None:

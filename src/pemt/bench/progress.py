@@ -24,7 +24,7 @@ class Tally:
         failed: job -> message.
         refused: reason -> the (task, method) pairs that are not defined for it.
         left: jobs not finished yet.
-        seconds: method -> what its finished cells took.
+        seconds: arm -> what its finished cells took.
     """
 
     total: int
@@ -44,7 +44,7 @@ class Tally:
     def add(self, job: Job, cell: Cell, *, found: bool) -> None:
         """Count a finished cell."""
         self.left.pop(job.name, None)
-        self.seconds.setdefault(job.method, []).append(cell.seconds)
+        self.seconds.setdefault(job.arm, []).append(cell.seconds)
         self.found += found
         self.done += not found
 
@@ -54,12 +54,12 @@ class Tally:
         self.failed[job.name] = message
 
     def estimate(self) -> float | None:
-        """Seconds left: every remaining cell takes the mean of its method's, or of all finished."""
+        """Seconds left: every remaining cell takes the mean of its arm's, or of all finished."""
         if not self.seconds:
             return None
-        means = {method: statistics.fmean(taken) for method, taken in self.seconds.items()}
+        means = {arm: statistics.fmean(taken) for arm, taken in self.seconds.items()}
         anyone = statistics.fmean(means.values())
-        return sum(means.get(j.method, anyone) for j in self.left.values()) / self.workers
+        return sum(means.get(j.arm, anyone) for j in self.left.values()) / self.workers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

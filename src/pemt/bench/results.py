@@ -11,26 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from pemt.bench.asked import LISTED, read_asked, shots_title
-from pemt.bench.cell import CELL, Cell, read_cells
+from pemt.bench.cell import AT, CELL, Cell, read_cells
 from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.methods import METHODS
 
 Place = tuple[str, str, int | None, int]
-"""Task, method, shots, data seed."""
+"""Task, arm, shots, data seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Finished cells, at most one for each task, method, shots and data seed.
+    """Finished cells, at most one for each task, arm, shots and data seed.
+
+    An arm is a method, or in a grid with variants a method in one of them ("pemt@short").
 
     Attributes:
         cells: in the order of names.
         order: of the tasks, where the grid tells it.
+        variants: in the grid's order.
         header: what a reader must know first: how much of the grid is there, what was left out.
     """
 
     cells: tuple[Cell, ...]
     order: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
 
     @property
@@ -46,9 +50,15 @@ class Results:
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
-        """In the order of `pemt.methods.METHODS`; names it does not know come last."""
-        found = {c.method for c in self.cells}
-        return tuple(dict.fromkeys([m for m in METHODS if m in found] + sorted(found)))
+        """Arms in the order of `pemt.methods.METHODS` and the variants; unknown names come last."""
+        methods, variants = [*METHODS], ["", *self.variants]
+
+        def place(arm: str) -> tuple[int, int, str]:
+            method, _, variant = arm.partition(AT)
+            first = methods.index(method) if method in methods else len(methods)
+            return first, variants.index(variant) if variant in variants else len(variants), arm
+
+        return tuple(sorted({c.arm for c in self.cells}, key=place))
 
     @cached_property
     def shots(self) -> tuple[int | None, ...]:
@@ -59,7 +69,7 @@ class Results:
     def _by_row(self) -> dict[tuple[str, str, int | None], dict[int, Cell]]:
         rows: dict[tuple[str, str, int | None], dict[int, Cell]] = defaultdict(dict)
         for cell in sorted(self.cells, key=lambda c: c.data_seed):
-            rows[cell.task, cell.method, cell.shots][cell.data_seed] = cell
+            rows[cell.task, cell.arm, cell.shots][cell.data_seed] = cell
         return dict(rows)
 
     def of(self, task: str, method: str, shots: int | None) -> dict[int, Cell]:
@@ -86,8 +96,10 @@ def value_of(cell: Cell) -> float:
 
 
 def title_of(method: str) -> str:
-    """What tables call a method."""
-    return METHODS[method].title if method in METHODS else method
+    """What tables call a method, or an arm."""
+    name, _, variant = method.partition(AT)
+    title = METHODS[name].title if name in METHODS else name
+    return f"{title}, {variant}" if variant else title
 
 
 def read_results(
@@ -143,7 +155,10 @@ def read_results(
     cells, replaced = _one_each(cells, output, latest=latest)
     _check_scores(cells, output)
     header = asked.chosen(tasks, methods, shots).header(cells, output)
-    return Results(cells=tuple(cells), order=asked.tasks, header=(*header, *replaced))
+    return Results(
+        cells=tuple(cells), order=asked.tasks, variants=asked.variants,
+        header=(*header, *replaced),
+    )  # fmt: skip
 
 
 def _check(
@@ -177,7 +192,7 @@ def _one_each(
     """At most one cell per place: two that differ in their key were run with other settings."""
     places: dict[Place, list[Cell]] = defaultdict(list)
     for cell in cells:
-        places[cell.task, cell.method, cell.shots, cell.data_seed].append(cell)
+        places[cell.task, cell.arm, cell.shots, cell.data_seed].append(cell)
     doubled = {place: found for place, found in places.items() if len(found) > 1}
     if not doubled:
         return cells, ()

@@ -111,7 +111,7 @@ def cells_csv(results: Results) -> str:
     lines = [
         {
             **{f: getattr(c, f) for f in CELL_FIELDS if f != "test_rows"},
-            "shots": _shots(c.shots), "test_rows": c.metrics.get("n", ""),
+            "method": c.arm, "shots": _shots(c.shots), "test_rows": c.metrics.get("n", ""),
             **{f"metric:{name}": c.metrics.get(name, "") for name in names},
         }
         for c in results.cells

@@ -122,23 +122,26 @@ def run_cell(
         memory = peak.bytes()
         if seen is not None:
             seen(job, result)
-        gates = None
+        gates = layers = None
         if result.gates is not None:
+            layers = result.gates.tolist()
             means = result.gates.mean(0).tolist()
             gates = dict(zip(result.experts, means, strict=True))
         cell = Cell(
             key=job.key, base=place.identity.name, task=job.task.name, method=job.method,
-            shots=job.shots, data_seed=job.data_seed, score=job.score, metrics=result.metrics,
-            validation=result.validation,
+            variant=job.variant, shots=job.shots, data_seed=job.data_seed, score=job.score,
+            metrics=result.metrics, validation=result.validation,
             learning_rate=result.settings.learning_rate if method.trains else None,
             tried=result.tried, trained=result.parameters[0], total=result.parameters[1],
             seconds=seconds, train_seconds=result.train_seconds, peak_memory=memory, gates=gates,
+            gates_by_layer=layers, gate_spread=result.gate_spread,
             notes=result.notes,
             config={
                 "base": {"name": place.identity.name, "precision": place.identity.precision,
                          "weights": place.identity.weights,
                          "tokenizer": place.identity.tokenizer},
-                "task": {"name": job.task.name, "version": job.task.version},
+                "task": {"name": job.task.name, "version": job.task.version,
+                         **({"description": job.task.description} if job.variant else {})},
                 "settings": result.settings.to_dict(), "learning_rates": list(job.rates),
                 "pemt": job.pemt.to_dict(), "library": job.library, "experts": job.experts,
                 "auto": job.auto, "validation": job.validation, "test_rows": job.test_rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pemt.errors import PemtError
 
 SWITCHES = (
     "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
-    "--published", "--latest", "--at_mean_gates", "--partial",
+    "--published", "--latest", "--at_mean_gates", "--partial", "--draw_only",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 
@@ -32,6 +33,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.fold import fold
     from pemt.cli.predict import predict
     from pemt.cli.prune import prune
+    from pemt.cli.study import ablation, prompt, sources, sparsity
     from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
     from pemt.cli.train_shared_prompt import train_shared_prompt
@@ -73,6 +75,13 @@ def commands() -> dict[str, Any]:
             "methods": methods,
             "table": table,
         },
+        "study": {
+            "_help": "Answer the paper's open questions with your experts and targets.",
+            "sources": sources,
+            "sparsity": sparsity,
+            "prompt": prompt,
+            "ablation": ablation,
+        },
         "doctor": doctor,
     }
 
@@ -102,6 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PemtError as error:
         print(f"pemt: {error}", file=sys.stderr)
         return 1
+    except SystemExit as ended:
+        if not ended.code and {"-h", "--help"} & set(arguments):
+            print(_lesson(arguments), end="")
+        raise
     except KeyboardInterrupt:
         print("pemt: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -114,12 +127,26 @@ def _asked_for(offered: dict[str, Any], arguments: Sequence[str]) -> dict[str, A
     return {first: offered[first]} if first in offered else offered
 
 
+def _lesson(arguments: Sequence[str]) -> str:
+    """What a command's docstring says beside its first line and its flags: what for, an example."""
+    component: Any = commands()
+    for word in arguments:
+        if not isinstance(component, dict) or word not in component:
+            break
+        component = component[word]
+    if isinstance(component, dict):
+        return ""
+    body = inspect.getdoc(component) or ""
+    body = body.partition("\n")[2].partition("\nArgs:")[0].strip()
+    return f"\n{body}\n" if body else ""
+
+
 def _friendly(arguments: Sequence[str]) -> list[str]:
     """Other spellings: `--data-dir` is `--data_dir`, a bare `--json` is `--json true`, and
     `--train FILE` is the task that a command takes first.
     """
     taken: list[str] = []
-    arguments = _train_first(arguments)
+    arguments = _study_file(_train_first(arguments))
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
@@ -129,6 +156,13 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
     return taken
+
+
+def _study_file(arguments: Sequence[str]) -> Sequence[str]:
+    """`study KIND FILE` is `study KIND --file FILE`: the file may be left out."""
+    if arguments[:1] == ["study"] and len(arguments) > 2 and not arguments[2].startswith("-"):
+        return [*arguments[:2], "--file", *arguments[2:]]
+    return arguments
 
 
 def _train_first(arguments: Sequence[str]) -> Sequence[str]:

@@ -168,6 +168,8 @@ def _words(listed: str | None) -> list[str]:
 
 def _state(folder: Any, described: dict[str, Any]) -> dict[str, Any]:
     """Counts by method and task, the failures, and what is not defined."""
+    from pemt.bench.cell import arm_of, method_of
+
     grid, names = described["grid"], described["cells"]
     refused = collections.defaultdict(list)
     for r in described["refused"]:
@@ -175,16 +177,18 @@ def _state(folder: Any, described: dict[str, Any]) -> dict[str, Any]:
     undefined = {pair for pairs in refused.values() for pair in pairs}
     counts: dict[str, dict[str, dict[str, int] | None]] = {}
     failed: dict[str, list[str]] = collections.defaultdict(list)
-    for method in [m["name"] for m in grid["methods"]]:
-        counts[method] = {}
+    variants = [v["name"] for v in grid.get("variants", [])] or [""]
+    arms = [arm_of(m["name"], v) for m in grid["methods"] for v in variants]
+    for arm in arms:
+        counts[arm] = {}
         for task in [t["name"] for t in grid["tasks"]]:
-            if (task, method) in undefined:
-                counts[method][task] = None
+            if (task, method_of(arm)) in undefined:
+                counts[arm][task] = None
                 continue
             here = {"finished": 0, "failed": 0, "remaining": 0}
             for shots in ["full" if k is None else k for k in grid["shots"]]:
                 for seed in grid["data_seeds"]:
-                    name = names.get(f"{task}-{shots}-{seed}-{method}")
+                    name = names.get(f"{task}-{shots}-{seed}-{arm}")
                     error = folder.failed(name) if name else None
                     if name and folder.finished(name):
                         here["finished"] += 1
@@ -193,7 +197,7 @@ def _state(folder: Any, described: dict[str, Any]) -> dict[str, Any]:
                         failed[str(error.get("message"))].append(name)
                     else:
                         here["remaining"] += 1
-            counts[method][task] = here
+            counts[arm][task] = here
     every = [c for row in counts.values() for c in row.values() if c is not None]
     return {
         **{state: sum(c[state] for c in every) for state in ("finished", "failed", "remaining")},

@@ -12,7 +12,7 @@ from torch import Tensor
 from pemt.errors import PemtError
 from pemt.model import PemtModel
 from pemt.tasks import Example, load_splits
-from pemt.training.adapting import gates_of_rows, mean_gates
+from pemt.training.adapting import gates_of, gates_of_rows
 from pemt.training.deploying import Deployed
 from pemt.training.evaluating import evaluate
 from pemt.training.sourcing import some
@@ -36,7 +36,8 @@ class AtHand:
 
     def gates(self, deployed: Deployed, model: PemtModel) -> Tensor | None:
         """Mean gates over the training rows, `[layers, K]`; None without rows."""
-        return mean_gates(model, deployed.task, deployed.base, self.train, deployed.settings)
+        found = gates_of(model, deployed.task, deployed.base, self.train, deployed.settings)
+        return None if found is None else found[0]
 
     def every_gate(self, deployed: Deployed, model: PemtModel) -> Tensor:
         """Gates of each training row, `[B, L, K]`."""

@@ -40,7 +40,7 @@ def pruning_of(model: PemtModel, gates: Tensor, *, below: float) -> Pruning:
 
     Args:
         model: adapted, with a mixture.
-        gates: mean gates over examples, `[layers, K]`, as `pemt.training.adapting.mean_gates`.
+        gates: mean gates over examples, `[layers, K]`, as `pemt.training.adapting.gates_of`.
         below: experts with less than this share everywhere go.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +53,7 @@ class AdaptResult:
         validation: of the main metric at the kept step, or its cross-validated mean; None where
             nothing was selected.
         gates: mean gates over test examples, `[layers, K]`; None for methods without gates.
+        gate_spread: how far each example's gates are spread over experts, see `gates_of`.
         experts: names of the gate columns.
         predictions: on the test rows.
         report: the interval of the main metric, scores per class, invalid answers.
@@ -86,6 +88,7 @@ class AdaptResult:
     train_seconds: float = 0.0
     method: str = "pemt"
     selection: Selection | None = None
+    gate_spread: dict[str, float] | None = None
 
     def verdicts(self) -> list[str]:
         """What the guide and the selection say, one sentence each, if there were any."""
@@ -258,10 +261,11 @@ def adapt(
         metrics, predictions = evaluate(
             model, task, base.tokenizer, test, chosen, progress=progress
         )
+        gates, spread = gates_of(model, task, base, test[:256], chosen) or (None, None)
         result = AdaptResult(
             model=model, base=base, task=task, metrics=metrics,
             validation=_validation(fitted, selection),
-            gates=mean_gates(model, task, base, test[:256], chosen),
+            gates=gates, gate_spread=spread,
             experts=model.gate_names if isinstance(model, PemtModel) else [],
             predictions=predictions, report=report_of(task, test, predictions),
             manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
@@ -314,20 +318,31 @@ def _train(
 
 
 @torch.no_grad()
-def mean_gates(
+def gates_of(
     model: AdaptedModel,
     task: Task,
     base: Base,
     examples: Sequence[Example],
     settings: TrainSettings,
-) -> torch.Tensor | None:
-    """Mean gates over examples, `[layers, K]`; None for a model without gates."""
+) -> tuple[torch.Tensor, dict[str, float]] | None:
+    """Mean gates over examples, `[layers, K]`, and how far the gates of one example are spread.
+
+    The spread is a mean over layers and examples: "entropy" in nats, "top", the largest weight, and
+    "effective_experts", exp(entropy). A mean over examples is flatter than the gates that it is
+    over. None for a model without gates.
+    """
+    from pemt.analysis.gates import entropy
+
     if not isinstance(model, PemtModel) or not examples or not model.gated_sites():
         return None
     total = torch.zeros(len(model.gated_sites()), len(model.gate_names))
+    spread = torch.zeros(2)
     for gates in gates_of_rows(model, task, base, examples, settings):
         total += gates.sum(1).cpu()
-    return total / len(examples)
+        spread += torch.stack([entropy(gates).sum(), gates.amax(-1).sum()]).cpu()
+    nats, top = (spread / (len(examples) * len(total))).tolist()
+    spreads = {"entropy": nats, "effective_experts": math.exp(nats), "top": top}
+    return total / len(examples), spreads
 
 
 @torch.no_grad()

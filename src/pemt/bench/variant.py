@@ -1,0 +1,133 @@
+"""A variant: one setting of what a grid varies beside its methods.
+
+A grid without variants runs each method once per draw. With them it runs each method once per draw
+and variant, and its tables compare `pemt@short` with `pemt@long` as they compare methods.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from pemt.errors import ConfigError, UnknownNameError
+from pemt.model.config import PemtConfig
+from pemt.tasks import Task
+
+Experts = Sequence[str] | str | Mapping[str, Sequence[str]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridVariant:
+    """What differs from the grid; it goes before what the grid, its tasks and its methods say.
+
+    Attributes:
+        name: a part of the names of folders; "" is the grid itself.
+        pemt: fields of `PemtConfig`.
+        settings: fields of `TrainSettings`.
+        experts: some of the grid's, in the order of gate columns; "auto:4"; or draw ("rte-16-0":
+            task, shots, data seed) -> names.
+        descriptions: task -> the description that makes its prompt.
+
+    Raises:
+        ConfigError: a name that no folder can have, or experts that are none or named twice.
+        UnknownNameError: no such field of `PemtConfig`.
+    """
+
+    name: str = ""
+    pemt: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    experts: Experts = None
+    descriptions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]*", self.name):
+            raise ConfigError(
+                f"The variant's name {self.name!r} cannot be a part of a folder's name",
+                "use letters, digits, '.', '_' and '-'",
+            )
+        known = [f.name for f in fields(PemtConfig)]
+        for key in self.pemt:
+            if key not in known:
+                raise UnknownNameError(f"pemt key of the variant {self.name!r}", key, known)
+        lists = self.experts.values() if isinstance(self.experts, Mapping) else [self.experts]
+        for names in lists:
+            if names is None or isinstance(names, str):
+                continue
+            if not names or len(set(names)) != len(names):
+                raise ConfigError(
+                    f"The experts of the variant {self.name!r}: {list(names)}",
+                    "name at least one, and each once",
+                )
+
+    def configured(self, config: PemtConfig) -> PemtConfig:
+        """PEMT's options in this variant."""
+        return replace(config, **self.pemt)
+
+    def told(self, task: Task) -> Task:
+        """The task with the description of this variant."""
+        if task.name not in self.descriptions:
+            return task
+        return replace(task, description=self.descriptions[task.name])
+
+    def among(self, pool: dict[str, str], draw: str) -> dict[str, str]:
+        """Of the grid's experts (name -> content hash) those of this variant, in its order.
+
+        Raises:
+            UnknownNameError: an expert that the grid does not have.
+            ConfigError: nothing is said for this draw.
+        """
+        names = self.experts
+        if isinstance(names, Mapping):
+            if draw not in names:
+                raise ConfigError(
+                    f"The variant {self.name!r} names no experts for the draw {draw}",
+                    f"it names them for {', '.join(names)}",
+                )
+            names = names[draw]
+        if names is None or isinstance(names, str):
+            return pool
+        for name in names:
+            if name not in pool:
+                raise UnknownNameError(f"expert of the variant {self.name!r}", name, pool)
+        return {name: pool[name] for name in names}
+
+    def check(self, tasks: Collection[str], changes: Mapping[str, dict[str, Any]]) -> None:
+        """Refuse what the grid's tasks and methods make meaningless.
+
+        Args:
+            tasks: names of the grid's targets.
+            changes: method -> the fields of `PemtConfig` that it decides itself.
+
+        Raises:
+            ConfigError: a field that a method decides.
+            UnknownNameError: a description of a task that the grid does not have.
+        """
+        for task in self.descriptions:
+            if task not in tasks:
+                raise UnknownNameError(f"task of the variant {self.name!r}", task, tasks)
+        for method, own in changes.items():
+            for key in self.pemt:
+                if key in own:
+                    raise ConfigError(
+                        f"The variant {self.name!r} sets pemt.{key}, and the method {method!r} "
+                        f"is pemt.{key}={own[key]!r}",
+                        "take one of them out",
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        experts: Any = self.experts
+        if isinstance(experts, Mapping):
+            experts = {draw: list(names) for draw, names in experts.items()}
+        elif experts is not None and not isinstance(experts, str):
+            experts = list(experts)
+        return {
+            "name": self.name, "pemt": dict(self.pemt), "settings": dict(self.settings),
+            "experts": experts, "descriptions": dict(self.descriptions),
+        }  # fmt: skip
+
+
+PLAIN = GridVariant()
+"""The grid itself."""
