@@ -11,7 +11,7 @@ from pemt.errors import PemtError
 
 SWITCHES = (
     "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
-    "--published", "--latest",
+    "--published", "--latest", "--report",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 
@@ -30,6 +30,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
     from pemt.cli.predict import predict
+    from pemt.cli.report import report
     from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
     from pemt.cli.train_shared_prompt import train_shared_prompt
@@ -42,6 +43,7 @@ def commands() -> dict[str, Any]:
         "adapt": adapt,
         "evaluate": evaluate,
         "predict": predict,
+        "report": report,
         "experts": {
             "_help": "Keep and share a library of experts.",
             "list": list_experts,
