@@ -119,7 +119,7 @@ class Diagnosis:
         if fine:
             said.append(f"Diagnosis: nothing found in {len(fine)} checks ({'; '.join(fine)}).")
         said += [
-            f"Diagnosis, not checked: {f.title}. {f.evidence}"
+            f"Diagnosis, not checked: {f.title} {f.evidence} {f.advice}".rstrip()
             for f in self.findings
             if f.severity == "not checked"
         ]
@@ -154,7 +154,7 @@ def _training_loss(facts: Facts) -> Finding | None:
         )  # fmt: skip
     if len(values) < 2:
         return Finding(
-            name=name, title=title, severity="not checked",
+            name=name, title="did the training loss fall?", severity="not checked",
             evidence=f"The run logged {len(values)} losses; two are needed.",
         )  # fmt: skip
     first, later = values[0][1], [loss for _, loss in values[1:]]
@@ -327,9 +327,9 @@ def _single_expert(facts: Facts) -> Finding | None:
     mine, rival = facts.mine, facts.rival
     if mine is None or rival is None:
         return Finding(
-            name=name, title=title, severity="not checked",
-            evidence="No single expert was judged on these labels" if rival is None
-            else "This run has no held-out score of its own",
+            name=name, title="behind the best single expert?", severity="not checked",
+            evidence="No single expert was judged on these labels." if rival is None
+            else "This run has no held-out score of its own.",
             advice="--method guided judges each; --validation cv --method pemt,single compares.",
         )  # fmt: skip
     behind = rival.value - mine.value

@@ -81,9 +81,9 @@ def measure_mixture(
     if not isinstance(model, PemtModel) or not examples or not model.gated_sites():
         return None
     chosen = list(examples[:rows])
-    encoded = encode_prompts_only(
-        chosen, task, base.tokenizer, model.family, **lengths(model, settings)
-    )
+    with evaluating(model):  # the prompt's length is asked for by making one, with its dropout
+        room = lengths(model, settings)
+    encoded = encode_prompts_only(chosen, task, base.tokenizer, model.family, **room)
     collate = Collator(base.tokenizer, model.family, side=side_of(model.family))
     layers = [layer for layer in model.mixtures if layer.bank is not None]
     looks = [_Look(layer, len(model.gate_names)) for layer in layers]

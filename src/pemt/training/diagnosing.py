@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,8 @@ def constant_of(task: Task, examples: Sequence[Example]) -> ConstantAnswer | Non
     """What the best single answer to every example scores; None for tasks without labels."""
     if task.kind != "classification":
         return None
+    if "balanced_accuracy" not in task.metrics:  # as in `evaluate`
+        task = replace(task, metrics=(*task.metrics, "balanced_accuracy"))
     labels = [e.label for e in examples if e.label is not None]
     groups = [e.group for e in examples]
     return constant_answer(task, labels, groups if any(groups) else None)
