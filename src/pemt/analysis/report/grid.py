@@ -18,6 +18,8 @@ from pemt.bench.difference import differences
 from pemt.bench.results import Results, read_results, title_of
 from pemt.bench.table import NONE, Table, cost_table, difference_table, score_table
 from pemt.bench.writing import write_text
+from pemt.errors import ConfigError, UnknownNameError
+from pemt.methods import METHODS
 
 
 def write_grid_report(
@@ -35,10 +37,17 @@ def write_grid_report(
 
     Raises:
         DataError: no cells, or damaged ones.
-        ConfigError: cells of several bases, or the file cannot be written.
+        ConfigError: cells of several bases, no cell of `against`, or a file that cannot be written.
+        UnknownNameError: `against` names no method.
     """
     results = read_results(folder, base=base, latest=latest)
     against = against or results.methods[0]
+    if against not in results.methods:
+        if against not in METHODS:
+            raise UnknownNameError("method", against, METHODS)
+        raise ConfigError(
+            f"{folder} has no finished cell of {against!r}", f"has: {', '.join(results.methods)}"
+        )
     rows: dict[int | None, list[Row]] = {shots: compared(results, shots) for shots in results.shots}
     sections = []
     for shots, at in rows.items():

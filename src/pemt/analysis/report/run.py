@@ -126,7 +126,9 @@ def _values(files: RunFiles) -> dict[str, Any]:
     about = {"description": "", "labels": [], "licence": "", **(results.get("about") or {})}
     metrics = results["metrics"]
     method = results.get("method", "")
-    main = about.get("metric") or next(iter(metrics))
+    main = about.get("metric") or next(iter(metrics), None)
+    if main is None:
+        raise ValueError("no metrics")
     rows, fit = record.get("rows") or {}, results.get("fit") or {}
     trained, total = results.get("parameters") or (None, None)
     return {

@@ -1,0 +1,109 @@
+"""Reports in a real browser; skipped where playwright or a Chromium is missing.
+
+pip install 'pemt[browser]', and a Chromium of the system (apt-get install chromium) or of
+playwright's own (playwright install chromium).
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from pemt.analysis.report import read_run, write_grid_report, write_run_report
+from pemt.training import adapt
+from tests import tiny
+from tests.analysis.pages import EVIL
+from tests.bench.cells import row, study, write
+
+playwright = pytest.importorskip("playwright.sync_api")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    with playwright.sync_playwright() as play:
+        try:
+            # without a sandbox: containers have none, and the pages are ours
+            started = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A run, the same with long names and markup, and a grid that is not finished."""
+    place = tmp_path_factory.mktemp("pages")
+    base = tiny.loaded("bert")
+    experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
+    adapt(
+        base, tiny.task(place), experts, shots=4, settings=tiny.settings(),
+        folder=place / "run", progress=False,
+    ).model.detach()  # fmt: skip
+    files = read_run(place / "run")
+    made = {"run": place / "run.html", "long": place / "long.html", "grid": place / "grid.html"}
+    write_run_report(files.record, files.results, files.errors, made["run"])
+    names = [f"expert-with-a-rather-long-name-{i}" + EVIL for i in range(300)]
+    row_of = dict.fromkeys(names, 1 / 300)
+    results = files.results | {
+        "task": "t" * 200,
+        "gates": {"by_layer": {f"encoder {i} attention.self.query": row_of for i in range(72)},
+                  "mean": row_of, "effective_experts": 300.0},
+        "confusion": [[3, 1, 2]] * 2,
+        "per_class": {"w" * 150: files.results["per_class"]["bad"],
+                      EVIL: files.results["per_class"]["good"]},
+    }  # fmt: skip
+    errors = [dict.fromkeys(("id", "target", "answer"), EVIL) | {"text": "x" * 900,
+                                                                 "probability": 0.9}]  # fmt: skip
+    write_run_report(files.record, results, errors, made["long"])
+    cells = [*study(), *row("adapter", [0.6, 0.7], shots=32), *row("probe", [0.5], shots=32)]
+    grid = {"tasks": [{"name": "rte"}], "methods": [{"name": "pemt"}], "shots": [16],
+            "data_seeds": list(range(9))}  # fmt: skip
+    write_grid_report(write(place / "grid", cells, grid=grid), made["grid"])
+    return made
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["run", "long", "grid"])
+def test_it_renders(browser, pages, name, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(pages[name].as_uri())
+    page.wait_for_load_state("networkidle")
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [pages[name].as_uri()]
+    images = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth])")
+    assert images
+    assert all(complete and natural > 0 for complete, natural in images)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = page.evaluate(
+        "[...document.querySelectorAll('section')]"
+        ".filter(s => s.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert beyond == 0
+    colours = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    text, back = (sum(map(int, c[c.index("(") + 1 : -1].split(",")[:3])) for c in colours)
+    assert (text > back) == (scheme == "dark")
+    assert abs(text - back) > 400  # of 765: contrast
+    page.close()
+
+
+def test_a_grid_has_another_picture_on_a_phone(browser, pages):
+    widths = []
+    for width in (390, 1280):
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.goto(pages["grid"].as_uri())
+        widths.append(page.evaluate("document.images[0].naturalWidth"))
+        page.close()
+    assert widths[0] < 500 < widths[1]
