@@ -8,7 +8,7 @@ import re
 import pytest
 
 from pemt.analysis.errors import worst_errors
-from pemt.analysis.report import read_run, write_run_report
+from pemt.analysis.report import files_of, read_run, write_run_report
 from pemt.analysis.report.run import run_page
 from pemt.cli import main
 from pemt.training import adapt
@@ -127,7 +127,7 @@ def test_nothing_that_somebody_wrote_is_taken_for_markup(finished, tmp_path):
     record["settings"] = {"a" + EVIL: EVIL}
     record["config"] = {"b" + EVIL: [EVIL]}
     errors = [dict.fromkeys(("id", "target", "answer", "text"), EVIL) | {"probability": 0.9}] * 9
-    write_run_report(record, results, errors, tmp_path / "evil.html")
+    write_run_report(files_of(record, results, errors), tmp_path / "evil.html")
     page = checked((tmp_path / "evil.html").read_text(encoding="utf-8"))
     assert page.text.count(EVIL) > 60
     assert "49" not in page.text[: page.text.index("Diagnosis")]  # no template runs in a value
@@ -146,6 +146,46 @@ def test_a_run_without_gates(finished, tmp_path):
     assert {f.name for f in result.diagnosis.findings} == {
         "training-loss", "beyond-constant", "labels-predicted",
     }  # fmt: skip
+
+
+def write_gate_files(folder, experts=("a", "b")):
+    """What `pemt adapt` and `pemt gates` leave of gates, by hand."""
+    lines = [
+        {"step": step, "rows": 8, "stacks": {"encoder": {
+            "gates": {name: [0.5 + step / 100, 0.5 - step / 100][i % 2]
+                      for i, name in enumerate(experts)},
+            "effective": 2.0, "example_effective": 1.9}}}
+        for step in (2, 4)
+    ]  # fmt: skip
+    (folder / "gates.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "gates").mkdir()
+    measured = {
+        "experts": list(experts), "classes": {"bad": [[0.9, 0.1], [0.7, 0.3]],
+                                              "good": [[0.2, 0.8], [0.2, 0.8]]},
+        "class_rows": {"bad": 8, "good": 9}, "overall": {"mean": {"a": 0.5, "b": 0.5}},
+    }  # fmt: skip
+    (folder / "gates" / "gates.json").write_text(json.dumps(measured))
+
+
+def test_gates_by_class_and_step_where_they_are_there(finished, tmp_path):
+    folder, _ = finished
+    for name in ("run.json", "results.json", "errors.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "gates").mkdir()
+    (tmp_path / "gates" / "masks.png").write_bytes((folder / "gates.png").read_bytes())
+    (tmp_path / "gates.jsonl").write_text("{")  # a damaged one is left out
+    page = page_of(read_run(tmp_path))
+    assert "With experts left out" in page.text
+    assert "While it trained" not in page.text
+    (tmp_path / "gates" / "masks.png").unlink()
+    (tmp_path / "gates").rmdir()
+    write_gate_files(tmp_path)
+    page = page_of(read_run(tmp_path))
+    assert "While it trained" in page.text
+    assert "good (9 rows)" in page.text
+    by_class = page.text[page.text.index("By true label") :]
+    assert re.search(r"a\s+\.50\s+\.80\s+\.20", by_class)
+    assert len([t for t, _ in page.tags if t == "img"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["regression", "generation"])

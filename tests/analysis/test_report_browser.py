@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from pemt.analysis.report import read_run, write_grid_report, write_run_report
+from pemt.analysis.report import files_of, read_run, write_grid_report, write_run_report
 from pemt.training import adapt
 from tests import tiny
 from tests.analysis.pages import EVIL
@@ -45,7 +45,7 @@ def pages(tmp_path_factory):
     ).model.detach()  # fmt: skip
     files = read_run(place / "run")
     made = {"run": place / "run.html", "long": place / "long.html", "grid": place / "grid.html"}
-    write_run_report(files.record, files.results, files.errors, made["run"])
+    write_run_report(files, made["run"])
     names = [f"expert-with-a-rather-long-name-{i}" + EVIL for i in range(300)]
     row_of = dict.fromkeys(names, 1 / 300)
     results = files.results | {
@@ -58,7 +58,7 @@ def pages(tmp_path_factory):
     }  # fmt: skip
     errors = [dict.fromkeys(("id", "target", "answer"), EVIL) | {"text": "x" * 900,
                                                                  "probability": 0.9}]  # fmt: skip
-    write_run_report(files.record, results, errors, made["long"])
+    write_run_report(files_of(files.record, results, errors), made["long"])
     cells = [*study(), *row("adapter", [0.6, 0.7], shots=32), *row("probe", [0.5], shots=32)]
     grid = {"tasks": [{"name": "rte"}], "methods": [{"name": "pemt"}], "shots": [16],
             "data_seeds": list(range(9))}  # fmt: skip

@@ -115,7 +115,9 @@ def adapt(
     if result.gates is not None:
         gates = dict(zip(result.experts, result.gates.mean(0).tolist(), strict=True))
     if report:
-        result.write_report(folder / "report.html")
+        from pemt.analysis.report import read_run, write_run_report
+
+        write_run_report(read_run(folder), folder / "report.html")
     found = result.diagnosis
     if json:
         shown = {

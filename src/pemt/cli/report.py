@@ -42,7 +42,6 @@ def report(
         for flag, given in (("--base", base), ("--against", against), ("--latest", latest)):
             if given:
                 raise ConfigError(f"{flag} goes with a grid, and {folder} is none", "leave it out")
-        run = read_run(folder)
-        write_run_report(run.record, run.results, run.errors, path, run.pictures)
+        write_run_report(read_run(folder), path)
     print(f"The report is in {path}.")
     return 0

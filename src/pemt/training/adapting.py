@@ -109,10 +109,14 @@ class AdaptResult:
         return lines
 
     def write_report(self, path: str | Path) -> Path:
-        """Write everything worth reading about the run as one HTML file (docs/how-to)."""
-        from pemt.analysis.report import write_run_report
+        """Write everything worth reading about the run as one HTML file.
 
-        return write_run_report(run_record_of(self), results_of(self), errors_of(self), Path(path))
+        `pemt report` writes the same from a run's folder, with what else is in it.
+        """
+        from pemt.analysis.report import files_of, write_run_report
+
+        files = files_of(run_record_of(self), results_of(self), errors_of(self))
+        return write_run_report(files, Path(path))
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Answer source texts, rendered as the task's template renders them."""

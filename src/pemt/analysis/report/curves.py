@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pemt.analysis.report.page import picture
@@ -14,6 +14,11 @@ LIGHT = {"text": "#333333", "line": "#cccccc", "train": "#0072B2", "validation":
          "score": "#009E73"}  # fmt: skip
 DARK = {"text": "#dddddd", "line": "#555555", "train": "#56B4E9", "validation": "#E69F00",
         "score": "#4fd1a5"}  # fmt: skip
+CYCLE = (
+    ("#0072B2", "#56B4E9"), ("#D55E00", "#ff8f4d"), ("#009E73", "#4fd1a5"), ("#CC79A7", "#e6a0c8"),
+    ("#9a6b00", "#E69F00"), ("#444444", "#cccccc"),
+)  # fmt: skip
+"""Of experts, on a light page and on a dark one."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -58,7 +63,32 @@ def _some(curve: Points) -> bool:
     return any(math.isfinite(value) for _, value in curve)
 
 
-def _drawn(panels: Any, colours: dict[str, str], kept: float | None) -> str:
+def gate_curves(panels: Mapping[str, Mapping[str, Points]]) -> tuple[str, str]:
+    """Mean gates by step, a panel for each stack and a line for each expert.
+
+    Args:
+        panels: stack -> expert -> points.
+
+    Returns:
+        The picture for a light page and for a dark one.
+    """
+    drawn = [
+        (f"gate, {stack}", [(_short(name), i % len(CYCLE), points)
+                            for i, (name, points) in enumerate(lines.items())])
+        for stack, lines in panels.items()
+    ]  # fmt: skip
+    light, dark = (
+        _drawn(drawn, {**colours, **{i: pair[at] for i, pair in enumerate(CYCLE)}}, None)
+        for at, colours in enumerate((LIGHT, DARK))
+    )
+    return light, dark
+
+
+def _short(name: str, letters: int = 18) -> str:
+    return name if len(name) <= letters else name[: letters - 3] + "..."
+
+
+def _drawn(panels: Any, colours: Mapping[Any, str], kept: float | None) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,7 +120,7 @@ def _drawn(panels: Any, colours: dict[str, str], kept: float | None) -> str:
             at.grid(linewidth=0.4)
             at.spines[["top", "right"]].set_visible(False)
             if len(curves) > 1:
-                at.legend(frameon=False, fontsize=8)
+                at.legend(frameon=False, fontsize=8, ncols=1 if len(curves) < 4 else 2)
         axes[-1, 0].set_xlabel("optimiser step")
         written = io.BytesIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})

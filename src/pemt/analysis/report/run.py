@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from pemt.analysis.report.curves import learning_curves, not_finite, points_of
+from pemt.analysis.report.gates import EXPERTS, by_class, by_layer, finite, over_steps
 from pemt.analysis.report.page import picture_file, render
 from pemt.bench.writing import write_text
 from pemt.errors import DataError
 
 RECORD, RESULTS, ERRORS = "run.json", "results.json", "errors.json"
-EXPERTS, LABELS, SHOWN_ERRORS = 24, 12, 20
-"""Rows of the heat map, labels of a confusion matrix, errors: what is readable on a phone."""
-PICTURES: dict[str, str] = {}
-"""Pictures in a run's folder that are shown where they are there: file -> title."""
+LABELS, SHOWN_ERRORS = 12, 20
+"""Labels of a confusion matrix, errors: what is readable on a phone."""
+PICTURES = {
+    "gates/examples.png": "Gates of single examples",
+    "gates/masks.png": "With experts left out",
+    "gates/correlations.png": "Sources beside the target",
+}
+"""What other commands draw into a run's folder, shown where it is there: file -> title."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +34,16 @@ class RunFiles:
         results: results.json.
         errors: errors.json; None of runs that wrote none.
         pictures: title -> image as an address that holds it.
+        classes: gates by class, as `report.gates.by_class` gives them.
+        steps: gates over the steps as pictures, for light and dark.
     """
 
     record: dict[str, Any]
     results: dict[str, Any]
     errors: list[dict[str, Any]] | None = None
     pictures: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, Any] | None = None
+    steps: tuple[str, str] | None = None
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -66,29 +75,29 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         record=record, results=results, errors=errors,
         pictures={title: shown for title, shown in pictures.items() if shown},
+        classes=by_class(folder), steps=over_steps(folder),
     )  # fmt: skip
 
 
-def write_run_report(
-    record: dict[str, Any], results: dict[str, Any], errors: list[dict[str, Any]] | None,
-    path: Path, pictures: dict[str, str] | None = None,
-) -> Path:  # fmt: skip
+def files_of(
+    record: dict[str, Any], results: dict[str, Any], errors: list[dict[str, Any]]
+) -> RunFiles:
+    """The files of a run that was not written: through JSON, so that both show the same."""
+    plain = json.loads(json.dumps([record, results, errors], default=str))
+    return RunFiles(record=plain[0], results=plain[1], errors=plain[2])
+
+
+def write_run_report(files: RunFiles, path: Path) -> Path:
     """Write the page of a run.
 
     Args:
-        record: as run.json.
-        results: as results.json.
-        errors: as errors.json.
+        files: of `read_run` or `files_of`.
         path: of the file.
-        pictures: title -> image.
 
     Raises:
         DataError: values that are none of a run's.
         ConfigError: the file cannot be written.
     """
-    # through JSON, so that what is shown is what a folder would hold
-    plain = json.loads(json.dumps([record, results, errors], default=str))
-    files = RunFiles(record=plain[0], results=plain[1], errors=plain[2], pictures=pictures or {})
     write_text(path, run_page(files))
     return path
 
@@ -141,7 +150,8 @@ def _values(files: RunFiles) -> dict[str, Any]:
         "guide": _guide(results.get("notes") or {}), "findings": _findings(results),
         "per_class": results.get("per_class"), "confusion": _confusion(results),
         "invalid": results.get("invalid"), "invalid_texts": results.get("invalid_texts") or [],
-        "curves": _curves(fit, main), "gates": _heat(results.get("gates")),
+        "curves": _curves(fit, main), "gates": by_layer(results.get("gates")),
+        "classes": files.classes, "gate_steps": files.steps,
         "pictures": files.pictures, "errors": (files.errors or [])[:SHOWN_ERRORS],
         "wrong": _wrong(results), "has_errors": files.errors is not None, "trained": trained,
         "total": total, "seconds": fit.get("seconds"), "steps": fit.get("steps"),
@@ -225,37 +235,13 @@ def _curves(fit: dict[str, Any], main: str) -> dict[str, Any] | None:
     return {"drawn": drawn, "kept": fit.get("best_step"), "bad": bad}
 
 
-def _heat(gates: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Experts down, layers across, the largest gates first; the rest as one line."""
-    if not gates or not gates.get("by_layer"):
-        return None
-    layers, mean = gates["by_layer"], gates["mean"]
-    order = sorted(mean, key=lambda name: -_finite(mean[name]))
-    shown, rest = order[:EXPERTS], order[EXPERTS:]
-    rows = [(name, mean[name], [layers[at][name] for at in layers]) for name in shown]
-    if rest:
-        rows.append((
-            f"{len(rest)} others", sum(_finite(mean[name]) for name in rest),
-            [sum(_finite(layers[at][name]) for name in rest) for at in layers],
-        ))  # fmt: skip
-    return {
-        "layers": list(layers), "rows": rows, "effective": gates.get("effective_experts"),
-        "count": len(order), "others": len(rest),
-    }  # fmt: skip
-
-
-def _finite(value: Any) -> float:
-    value = float(value)
-    return value if value == value and abs(value) != float("inf") else 0.0
-
-
 def _guide(notes: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Weight and gain of each expert, as the guide judged it."""
     guide = notes.get("guide")
     if not isinstance(guide, dict):
         return None
     gains, errors = guide.get("gains") or {}, guide.get("errors") or {}
-    names = sorted(guide["weights"], key=lambda name: -_finite(guide["weights"][name]))
+    names = sorted(guide["weights"], key=lambda name: -finite(guide["weights"][name]))
     return [
         {"name": name, "weight": guide["weights"][name], "gain": gains.get(name),
          "error": errors.get(name)}
