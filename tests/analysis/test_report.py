@@ -252,6 +252,8 @@ def test_three_hundred_experts_are_readable(finished):
     shown = checked(text).text
     assert "expert-299" in shown
     assert "276 others" in shown
+    tints = [float(t) for t in re.findall(r"--v: ([\d.]+)", text)]
+    assert max(tints) == 1.0  # colours reach to the largest of them
     assert "expert-200" not in shown
     assert len(text) < 300_000
 

@@ -25,6 +25,9 @@ def finite(value: Any) -> float:
 def heat(columns: dict[str, dict[str, float]], mean: dict[str, float]) -> dict[str, Any]:
     """Experts down, the largest first, columns across; the smallest share the last row.
 
+    Colours reach from 0 to the largest gate, or to twice a uniform one: what is near uniform looks
+    alike, and one of 300 experts can still be seen.
+
     Args:
         columns: title -> expert -> gate.
         mean: expert -> gate, in the order of the columns' experts.
@@ -37,7 +40,11 @@ def heat(columns: dict[str, dict[str, float]], mean: dict[str, float]) -> dict[s
             f"{len(rest)} others", sum(finite(mean[name]) for name in rest),
             [sum(finite(own[name]) for name in rest) for own in columns.values()],
         ))  # fmt: skip
-    return {"columns": list(columns), "rows": rows, "count": len(order), "others": len(rest)}
+    largest = max((finite(v) for _, _, values in rows[:EXPERTS] for v in values), default=0.0)
+    return {
+        "columns": list(columns), "rows": rows, "count": len(order), "others": len(rest),
+        "top": max(largest, 2 / max(1, len(order))),
+    }  # fmt: skip
 
 
 def by_layer(table: dict[str, Any] | None) -> dict[str, Any] | None:

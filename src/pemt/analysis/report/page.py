@@ -47,6 +47,13 @@ def share(value: Any) -> str:
     return "1.0" if value >= 0.995 else f"{value:.2f}".removeprefix("0")
 
 
+def tint(value: Any, top: float = 1.0) -> str:
+    """How dark a field of a heat map is, from "0.000" to "1.000"."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "0.000"
+    return f"{min(1.0, max(0.0, value / top)):.3f}"
+
+
 def picture(content: bytes, kind: str = "image/svg+xml") -> str:
     """An image as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
@@ -67,5 +74,5 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("pemt.analysis.report", "templates"),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    templates.filters |= {"number": number, "share": share}
+    templates.filters |= {"number": number, "share": share, "tint": tint}
     return templates
