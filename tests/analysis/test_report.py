@@ -186,6 +186,11 @@ def test_gates_by_class_and_step_where_they_are_there(finished, tmp_path):
     by_class = page.text[page.text.index("By true label") :]
     assert re.search(r"a\s+\.50\s+\.80\s+\.20", by_class)
     assert len([t for t, _ in page.tags if t == "img"]) == 2
+    # of several learning rates the chosen one's
+    (tmp_path / "lr-0.01").mkdir()
+    assert "While it trained" not in page_of(read_run(tmp_path)).text
+    (tmp_path / "gates.jsonl").rename(tmp_path / "lr-0.01" / "gates.jsonl")
+    assert "While it trained" in page_of(read_run(tmp_path)).text
 
 
 @pytest.mark.parametrize("kind", ["regression", "generation"])

@@ -268,3 +268,32 @@ def test_evidence_makes_the_single_expert_a_rival(tmp_path):
     assert found.severity != "not checked"
     assert found.numbers["value"] == pytest.approx(result.validation)
     assert "16 validation rows" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("method", "checks"),
+    [
+        ("ensemble", {"gates-uniform", "adapter-dominates", "experts-collinear"}),
+        ("instant", set()),
+        ("uniform", {"adapter-dominates", "experts-collinear"}),
+        ("single", {"adapter-dominates"}),
+        ("pemt-no-mixture", {"prompt-unmoved"}),
+        ("probe", set()),
+    ],
+)
+def test_every_kind_of_method_is_diagnosed(method, checks, tmp_path):
+    base = tiny.loaded("bert")
+    experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
+    result = adapt(
+        base, tiny.task(tmp_path), experts, shots=8, settings=tiny.settings(), config=CONFIG,
+        method=method, progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    mixture = {"gates-uniform", "gates-on-one", "adapter-dominates", "experts-collinear"}
+    names = {f.name for f in result.diagnosis.findings}
+    assert checks <= names
+    assert "labels-predicted" in names
+    if not checks & mixture:
+        assert not names & mixture
+    result.write_report(tmp_path / "report.html")
+    assert "Diagnosis" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -124,7 +124,9 @@ class _Look:
         context, layer = self.layer.slot.current(), self.layer
         x: Tensor = given[0]
         bank = layer.bank
-        if context is None or bank is None or x.ndim != 3:  # a base that flattens its batch
+        if context is None or bank is None or layer.index not in context.gates:
+            return  # switched off, or one expert runs alone
+        if x.ndim != 3:  # a base that flattens its batch
             return
         weights = context.token_weights.get(layer.stack)
         # real text alone: [B, T]

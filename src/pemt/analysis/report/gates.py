@@ -72,8 +72,15 @@ def by_class(folder: Path) -> dict[str, Any] | None:
         return None  # a section that is left out; `pemt gates` itself says what is wrong with it
 
 
-def over_steps(folder: Path) -> tuple[str, str] | None:
-    """A picture of the largest gates at each evaluation, for light and dark; None without any."""
+def over_steps(folder: Path, learning_rate: Any = None) -> tuple[str, str] | None:
+    """A picture of the largest gates at each evaluation, for light and dark; None without any.
+
+    Args:
+        folder: of the run.
+        learning_rate: the chosen one: where several were tried, each has a folder of its own.
+    """
+    if isinstance(learning_rate, float) and (folder / f"lr-{learning_rate:g}").is_dir():
+        folder = folder / f"lr-{learning_rate:g}"
     stacks: dict[str, dict[str, list[tuple[float, float]]]] = {}
     try:
         for line in (folder / STEPS).read_text(encoding="utf-8").splitlines():

@@ -71,11 +71,12 @@ def read_run(folder: Path) -> RunFiles:
             f"{folder} holds a run of `pemt train-source`", "reports are of `pemt adapt` and grids"
         )
     errors = _read(folder / ERRORS, list) if (folder / ERRORS).is_file() else None
+    rate = (record.get("settings") or {}).get("learning_rate")
     pictures = {title: picture_file(folder / name) for name, title in PICTURES.items()}
     return RunFiles(
         record=record, results=results, errors=errors,
         pictures={title: shown for title, shown in pictures.items() if shown},
-        classes=by_class(folder), steps=over_steps(folder),
+        classes=by_class(folder), steps=over_steps(folder, rate),
     )  # fmt: skip
 
 
