@@ -107,3 +107,36 @@ def test_a_grid_has_another_picture_on_a_phone(browser, pages):
         widths.append(page.evaluate("document.images[0].naturalWidth"))
         page.close()
     assert widths[0] < 500 < widths[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_of_a_heat_map_can_be_read(browser, pages, scheme):
+    """Contrast of at least 3 at every tint (WCAG), over the card's colour."""
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(pages["run"].as_uri())
+    found = page.evaluate(
+        """() => {
+          const numbers = text => text.match(/[\\d.]+/g).map(Number);
+          const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => {
+            const v = c[i] / 255;
+            return sum + w * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+          }, 0);
+          const card = numbers(getComputedStyle(document.querySelector('section')).backgroundColor);
+          const field = document.querySelector('table.heat td.h');
+          const made = [];
+          for (let tint = 0; tint <= 1.0001; tint += 0.02) {
+            field.style.setProperty('--v', tint);
+            field.className = 'h' + (tint > 0.88 ? ' half full' : tint > 0.58 ? ' half' : '');
+            const style = getComputedStyle(field);
+            const back = numbers(style.backgroundColor);
+            const a = back.length > 3 ? back[3] : 1;
+            const over = back.slice(0, 3).map((v, i) => a * v + (1 - a) * card[i]);
+            const [x, y] = [light(numbers(style.color)), light(over)];
+            made.push((Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05));
+          }
+          return made;
+        }"""
+    )
+    page.close()
+    assert len(found) == 51
+    assert min(found) > 3

@@ -54,6 +54,13 @@ def tint(value: Any, top: float = 1.0) -> str:
     return f"{min(1.0, max(0.0, value / top)):.3f}"
 
 
+def ink(tinted: str) -> str:
+    """Classes of a field for the colour of its text, chosen for contrast on either page: the dark
+    page's blue is lighter, so its text turns dark earlier than the light page's turns white.
+    """
+    return " half full" if tinted > "0.880" else " half" if tinted > "0.580" else ""
+
+
 def picture(content: bytes, kind: str = "image/svg+xml") -> str:
     """An image as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
@@ -74,5 +81,5 @@ def _templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("pemt.analysis.report", "templates"),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    templates.filters |= {"number": number, "share": share, "tint": tint}
+    templates.filters |= {"number": number, "share": share, "tint": tint, "ink": ink}
     return templates
