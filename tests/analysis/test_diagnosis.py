@@ -113,6 +113,13 @@ def test_one_pair_that_is_the_same_is_named(task):
     assert finding.advice.endswith("--experts a,b.")
 
 
+def test_gates_on_no_expert(task):
+    chosen = measures(experts=("a", "b", "none"), gates=torch.tensor([[0.01, 0.01, 0.98]]))
+    finding = found(facts(task, measures=chosen))["gates-on-one"]
+    assert finding.severity == "note"
+    assert "--method adapter" in finding.advice
+
+
 def test_labels_that_are_never_answered(task):
     truth = [0] * 30 + [1] * 11
     many = found(facts(task, report=classified(task, truth, [0] * 41)))["labels-predicted"]

@@ -43,6 +43,8 @@ def pages(tmp_path_factory):
         base, tiny.task(place), experts, shots=4, settings=tiny.settings(),
         folder=place / "run", progress=False,
     ).model.detach()  # fmt: skip
+    (place / "run" / "gates").mkdir()  # what `pemt mask` draws
+    (place / "run" / "gates.png").rename(place / "run" / "gates" / "masks.png")
     files = read_run(place / "run")
     made = {"run": place / "run.html", "long": place / "long.html", "grid": place / "grid.html"}
     write_run_report(files, made["run"])

@@ -288,6 +288,12 @@ def _one_expert(facts: Facts) -> Finding | None:
             name="gates-on-one", title="gates use several experts", severity="fine", evidence=told,
             numbers={"share": share},
         )  # fmt: skip
+    if who == "none":
+        return Finding(
+            name="gates-on-one", title="the gates leave the experts out", severity="note",
+            evidence=told, numbers={"share": share},
+            advice="the adapter alone, which is cheaper, on the same labels: --method adapter.",
+        )  # fmt: skip
     others = [name for name in m.experts if name not in (who, "none")]
     listed = ",".join(others) if len(others) <= 12 else f"(all but {who})"
     return Finding(

@@ -93,6 +93,7 @@ def _drawn(panels: Any, colours: Mapping[Any, str], kept: float | None) -> str:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     plain = dict.fromkeys(
         ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), colours["text"]
@@ -122,6 +123,7 @@ def _drawn(panels: Any, colours: Mapping[Any, str], kept: float | None) -> str:
             if len(curves) > 1:
                 at.legend(frameon=False, fontsize=8, ncols=1 if len(curves) < 4 else 2)
         axes[-1, 0].set_xlabel("optimiser step")
+        axes[-1, 0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         written = io.BytesIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
