@@ -109,11 +109,11 @@ def run_page(files: RunFiles) -> str:
     Raises:
         DataError: values that are none of a run's.
     """
-    from jinja2 import TemplateError
+    from jinja2 import UndefinedError
 
     try:
         return render("run.html.j2", **_values(files))
-    except (TemplateError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (UndefinedError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
             f"The run's {RECORD} and {RESULTS} do not hold what `pemt adapt` writes ({error!r})",
             "run it again with --overwrite",
