@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test browser lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -27,6 +27,10 @@ demo: setup ## both stages on real data, beside the baselines; writes demo-out/
 test: setup ## run the tests (PYTEST_ARGS="-k gate" for some of them)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 		$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+browser: setup ## reports in a real browser; needs a Chromium of the system
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/analysis/test_report_browser.py
 
 lint: setup ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -84,6 +84,20 @@ def test_adapt_evaluate_predict(place, tmp_path, capsys):
     assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
+def test_adapt_diagnoses_and_reports(place, tmp_path, capsys):
+    folder = tmp_path / "run"
+    made = json.loads(run(capsys, *adapt(place, folder, "--json", "--report")).out)
+    names = {f["name"] for f in made["diagnosis"]}
+    assert {"gates-uniform", "behind-single-expert", "labels-predicted"} <= names
+    assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
+    run(capsys, "report", folder, "--output", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()
+    said = run(capsys, *adapt(place, tmp_path / "plain")).out
+    assert "Diagnosis" in said
+    assert said.index("test rows.") < said.index("Diagnosis") < said.index("Everything is in")
+    assert not (tmp_path / "plain" / "report.html").exists()
+
+
 def test_training_is_logged_for_tensorboard(place, tmp_path, capsys):
     folder = tmp_path / "run"
     run(capsys, *adapt(place, folder, "--settings.report_to", "tensorboard", "--json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from sklearn import metrics as sk
 
 from pemt.errors import ConfigError, DataError
 from pemt.tasks.metrics import compute
-from pemt.tasks.reporting import confusion_matrix, interval, report
+from pemt.tasks.reporting import confusion_matrix, constant_answer, interval, report
+from tests import tiny
 from tests.tasks.builders import make_task
 
 
@@ -220,3 +222,22 @@ def test_tasks_without_classes_report_none(tmp_path):
 def test_a_level_is_a_fraction(tmp_path, level):
     with pytest.raises(ConfigError, match=f"level={level}"):
         interval(three(tmp_path), "accuracy", [0, 1], [0, 1], level=level)
+
+
+# -- one answer to everything ----------------------------------------------------------------------
+
+
+def test_the_best_constant_answer_is_that_of_every_label_tried(tmp_path):
+    """Accuracy wants the commonest label, F1 the second one, whatever is common."""
+    task = tiny.task(tmp_path)
+    truth = [0, 0, 0, 1]
+    best = constant_answer(task, truth)
+    assert (best.label, best.metrics) == ("bad", {"accuracy": 0.75})
+    f1 = constant_answer(replace(task, metrics=("f1", "accuracy")), truth)
+    assert (f1.label, f1.metrics) == ("good", {"f1": 0.4, "accuracy": 0.25})
+
+
+def test_no_constant_answer_without_a_choice(tmp_path):
+    assert constant_answer(tiny.task(tmp_path), [1, 1]) is None
+    assert constant_answer(tiny.task(tmp_path), []) is None
+    assert constant_answer(tiny.task(tmp_path, kind="regression"), [1.0, 2.0]) is None

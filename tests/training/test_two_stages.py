@@ -235,3 +235,65 @@ def test_a_method_that_cannot_be_built_gives_the_base_back(run):
                 config=PemtConfig(reduction=1000), settings=tiny.settings(),
             )  # fmt: skip
         assert tiny.snapshot(run.base.model) == run.before
+
+
+def test_a_diagnosis_changes_nothing(tmp_path):
+    made = {}
+    for diagnose in (True, False):
+        base = tiny.loaded("bert")
+        experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
+        result = adapt(
+            base, tiny.task(tmp_path), experts, shots=4, settings=tiny.settings(), config=CONFIG,
+            diagnose=diagnose, progress=False,
+        )  # fmt: skip
+        assert (result.diagnosis is not None) == diagnose
+        state = {k: v.clone() for k, v in result.model.trained_state().items()}
+        made[diagnose] = (state, result.metrics, torch.random.get_rng_state())
+        result.model.detach()
+    (a, scores_a, drawn_a), (b, scores_b, drawn_b) = made[True], made[False]
+    assert scores_a == scores_b
+    assert torch.equal(drawn_a, drawn_b)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_evidence_makes_the_single_expert_a_rival(tmp_path):
+    base = tiny.loaded("bert")
+    experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
+    result = adapt(
+        base, tiny.task(tmp_path), experts, shots=8, settings=tiny.settings(), config=CONFIG,
+        method="guided", progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    found = next(f for f in result.diagnosis.findings if f.name == "behind-single-expert")
+    assert found.severity != "not checked"
+    assert found.numbers["value"] == pytest.approx(result.validation)
+    assert "16 validation rows" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("method", "checks"),
+    [
+        ("ensemble", {"gates-uniform", "adapter-dominates", "experts-collinear"}),
+        ("instant", set()),
+        ("uniform", {"adapter-dominates", "experts-collinear"}),
+        ("single", {"adapter-dominates"}),
+        ("pemt-no-mixture", {"prompt-unmoved"}),
+        ("probe", set()),
+    ],
+)
+def test_every_kind_of_method_is_diagnosed(method, checks, tmp_path):
+    base = tiny.loaded("bert")
+    experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
+    result = adapt(
+        base, tiny.task(tmp_path), experts, shots=8, settings=tiny.settings(), config=CONFIG,
+        method=method, progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    mixture = {"gates-uniform", "gates-on-one", "adapter-dominates", "experts-collinear"}
+    names = {f.name for f in result.diagnosis.findings}
+    assert checks <= names
+    assert "labels-predicted" in names
+    if not checks & mixture:
+        assert not names & mixture
+    result.write_report(tmp_path / "report.html")
+    assert "Diagnosis" in (tmp_path / "report.html").read_text(encoding="utf-8")

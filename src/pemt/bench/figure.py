@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, str]] = {
 """Of methods in a dot plot, where names stand beside the dots."""
 
 
-def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
+def plot(results: Results, rows: Sequence[Row], path: Path, *, across: int | None = None) -> Path:
     """One panel per target and one for their mean; bars are standard deviations over seeds.
 
     A line's means are all over the same targets, those that have every number of shots. A score
@@ -38,6 +38,7 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
         results: whose methods are drawn.
         rows: of every number of shots, as `compared` gives them.
         path: a .png, .pdf or .svg file.
+        across: panels side by side; by default what suits their number.
 
     Raises:
         ConfigError: another kind of file, or one that cannot be written.
@@ -55,9 +56,9 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
         names.append(None)
     draw = _lines if len(results.shots) > 1 else _dots
     height = 2.9 if len(results.shots) > 1 else 0.9 + 0.24 * len(results.methods)
-    across = min(len(names), 3 if len(names) in (3, 5, 6, 9) else 4)
+    across = min(len(names), across or (3 if len(names) in (3, 5, 6, 9) else 4))
     down = math.ceil(len(names) / across)
-    width = max(2.7 * across + 0.9, 5.2)
+    width = max(2.7 * across + 0.9, 4.2 if across == 1 else 5.2)
     handles = _handles(results, lines=draw is _lines)
     # in inches: a letter of nine points, and a sample of the line with the space around it
     widest = 0.075 * max(len(str(handle.get_label())) for handle in handles) + 0.65
@@ -85,8 +86,9 @@ def plot(results: Results, rows: Sequence[Row], path: Path) -> Path:
         seeds = sorted({s.n for r in rows if r.task for s in r.entries.values()})
         spread = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
         which = "" if draw is _lines else f", {shots_title(results.shots[0])}"
+        apart = "\n" if width < 5.2 else " "
         figure.suptitle(
-            f"{results.base}{which}: mean ± standard deviation over n={spread} data seeds"
+            f"{results.base}{which}:{apart}mean ± standard deviation over n={spread} data seeds"
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ def run_cell(
         base, job.task, experts,
         names=job.auto, rows=rows, validation=job.validation, method=job.method, config=job.pemt,
         settings=job.settings, learning_rates=job.rates or None, test_rows=job.test_rows,
-        progress=False,
+        diagnose=False, progress=False,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     try:

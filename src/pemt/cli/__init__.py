@@ -12,7 +12,7 @@ from pemt.errors import PemtError
 
 SWITCHES = (
     "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
-    "--published", "--latest", "--at_mean_gates", "--partial", "--draw_only",
+    "--published", "--latest", "--at_mean_gates", "--partial", "--draw_only", "--report",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 
@@ -33,6 +33,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.fold import fold
     from pemt.cli.predict import predict
     from pemt.cli.prune import prune
+    from pemt.cli.report import report
     from pemt.cli.study import ablation, prompt, sources, sparsity
     from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
@@ -48,6 +49,7 @@ def commands() -> dict[str, Any]:
         "predict": predict,
         "prune": prune,
         "fold": fold,
+        "report": report,
         "experts": {
             "_help": "Keep and share a library of experts.",
             "list": list_experts,

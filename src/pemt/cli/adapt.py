@@ -36,14 +36,16 @@ def adapt(
     pemt: PemtConfig = PemtConfig(),  # noqa: B008 - frozen
     settings: TrainSettings = TrainSettings(),  # noqa: B008 - frozen
     answers: Answers | None = None,
+    report: bool = False,
     json: bool = False,
     **flags: Any,
 ) -> int:
     """Adapt a frozen base to a target task through a mixture of experts.
 
     Trains gates, a small target adapter, the target prompt and the norms; base and experts stay
-    frozen. Writes the adapted model, its test metrics, its predictions and a heat map of its gates.
-    The baselines run on the same rows with --method.
+    frozen. Writes the adapted model, its test metrics, its predictions and a heat map of its gates,
+    and says at the end which signs of failure it found. The baselines run on the same rows
+    with --method.
 
     Example: pemt adapt product_reviews experts --shots 16 --data-seed 0
 
@@ -79,6 +81,7 @@ def adapt(
         settings: of training.
         answers: "rank" the label words, "generate" (the paper) or "auto", which ranks where there
             are label words; goes before settings.answers.
+        report: write report.html into the run's folder (`pemt report` does so later).
         json: print the result as JSON on stdout.
         flags: of `choose.task_from`: how to read a data file.
     """
@@ -111,10 +114,16 @@ def adapt(
     gates = None
     if result.gates is not None:
         gates = dict(zip(result.experts, result.gates.mean(0).tolist(), strict=True))
+    if report:
+        from pemt.analysis.report import read_run, write_run_report
+
+        write_run_report(read_run(folder), folder / "report.html")
+    found = result.diagnosis
     if json:
         shown = {
             "task": chosen.name, "method": result.method, "metrics": result.metrics, "gates": gates,
             "trained_parameters": result.parameters[0], "notes": result.notes, "run": str(folder),
+            "diagnosis": None if found is None else found.to_list(),
         }  # fmt: skip
         print(json_format.dumps(shown | result.report.to_dict()))
         return 0
@@ -129,5 +138,7 @@ def adapt(
         print(line)
     if gates is not None:
         print("Mean gates: " + ", ".join(f"{k} {v:.2f}" for k, v in gates.items()))
+    if found is not None:
+        print("\n".join(found.lines()))
     print(f"Everything is in {folder}.")
     return 0

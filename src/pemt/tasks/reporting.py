@@ -171,6 +171,42 @@ def report(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConstantAnswer:
+    """The best that one answer to every row scores: what a model must pass to have learnt anything.
+
+    Attributes:
+        label: the answer whose main metric is highest; of equals the commonest label.
+        metrics: of it, as the task names them.
+    """
+
+    label: str
+    metrics: dict[str, float]
+
+
+def constant_answer(
+    task: Task, references: Sequence[Reference], questions: Sequence[str] | None = None
+) -> ConstantAnswer | None:
+    """Score one answer to every row, for each label; None without labels, or where rows have one.
+
+    Args:
+        task: its first metric is the main one.
+        references: [N] label numbers.
+        questions: [N] as in ``metrics.compute``.
+    """
+    if task.kind != "classification":
+        return None
+    counts = collections.Counter(int(cast("int", r)) for r in references)
+    if len(counts) < 2:
+        return None
+    scored = {
+        label: compute(task, [label] * len(references), references, questions)
+        for label, _ in counts.most_common(20)  # no rarer one scores more
+    }
+    label = max(scored, key=lambda chosen: scored[chosen][task.metrics[0]])
+    return ConstantAnswer(label=task.labels[label], metrics=scored[label])
+
+
 def interval(
     task: Task,
     metric: str,

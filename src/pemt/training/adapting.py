@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pemt.analysis.diagnosis import Diagnosis
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertLibrary
@@ -21,8 +22,9 @@ from pemt.model.storage import check_place
 from pemt.tasks import Example, FewShot, Task, draw, load_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.tasks.fewshot import Validation
-from pemt.tasks.reporting import Report
+from pemt.tasks.reporting import ConstantAnswer, Report
 from pemt.training.choosing import best_experts, picked
+from pemt.training.diagnosing import constant_of, diagnosis_of, target_prompt
 from pemt.training.evaluating import (
     Predictions,
     evaluate,
@@ -68,6 +70,11 @@ class AdaptResult:
             already fits everything.
         method: that was used: the one chosen, where there were several.
         selection: of validation="cv".
+        constant: what the best single answer to every test row scores; None without labels.
+        diagnosis: signs that the run failed; None where it was not asked for.
+        config: PEMT's options, as the method used them.
+        test: the test rows, in the order of the predictions.
+        library: where the experts came from; None where they were given.
     """
 
     model: AdaptedModel
@@ -89,6 +96,11 @@ class AdaptResult:
     method: str = "pemt"
     selection: Selection | None = None
     gate_spread: dict[str, float] | None = None
+    constant: ConstantAnswer | None = None
+    diagnosis: Diagnosis | None = None
+    config: PemtConfig = PemtConfig()  # noqa: RUF009 - frozen
+    test: Sequence[Example] = ()
+    library: str | None = None
 
     def verdicts(self) -> list[str]:
         """What the guide and the selection say, one sentence each, if there were any."""
@@ -98,6 +110,16 @@ class AdaptResult:
         if "guide" in self.notes:
             lines.append(Guide.from_dict(self.notes["guide"]).verdict())
         return lines
+
+    def write_report(self, path: str | Path) -> Path:
+        """Write everything worth reading about the run as one HTML file.
+
+        `pemt report` writes the same from a run's folder, with what else is in it.
+        """
+        from pemt.analysis.report import files_of, write_run_report
+
+        files = files_of(run_record_of(self), results_of(self), errors_of(self))
+        return write_run_report(files, Path(path))
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Answer source texts, rendered as the task's template renders them."""
@@ -147,6 +169,7 @@ def adapt(
     test_rows: int | None = None,
     data_dir: Path | None = None,
     folder: Path | None = None,
+    diagnose: bool = True,
     progress: bool = True,
 ) -> AdaptResult:
     """Adapt a base to a target task (METHOD.md, stage 2), or run a baseline on the same rows.
@@ -172,6 +195,7 @@ def adapt(
         test_rows: at most this many test rows, drawn by seed 0.
         data_dir: local mirror of datasets.
         folder: for checkpoints, logs, the record, results and (PEMT) the adapted model.
+        diagnose: look for signs that the run failed: one pass over 32 test rows' texts.
         progress: show progress bars.
 
     Returns:
@@ -245,6 +269,7 @@ def adapt(
     started = time.perf_counter()
     model, notes = build()
     train_seconds = time.perf_counter() - started
+    first_prompt = target_prompt(model)
     if ranking is not None:
         notes["ranking"] = asdict(ranking)
     if selection is not None:
@@ -270,10 +295,16 @@ def adapt(
             predictions=predictions, report=report_of(task, test, predictions),
             manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
             settings=chosen, notes=notes, tried=tried, train_seconds=train_seconds,
-            method=method, selection=selection,
+            method=method, selection=selection, constant=constant_of(task, test), config=config,
+            test=test, library=source,
         )  # fmt: skip
+        if diagnose:
+            result.diagnosis = diagnosis_of(
+                result, first_prompt=first_prompt, validation_rows=len(rows.validation),
+                shots=shots, evidence=shared.get("guide", (None, None))[1],
+            )  # fmt: skip
         if folder is not None:
-            _write(result, folder, method=method, config=config, test=test, library=source)
+            _write(result, folder)
     return result
 
 
@@ -362,37 +393,58 @@ def gates_of_rows(
             )
 
 
-def _write(
-    result: AdaptResult, folder: Path, *, method: str, config: PemtConfig, test: Sequence[Example],
-    library: str | None,
-) -> None:  # fmt: skip
-    """Everything a run leaves: the record, results, predictions and (PEMT) the adapted model."""
+def run_record_of(result: AdaptResult) -> dict[str, Any]:
+    """What the run was: the content of run.json."""
+    return run_record(
+        stage="adapt", method=result.method, task=result.task.name, base=result.base.name,
+        experts=result.experts, config=result.config.to_dict(),
+        settings=result.settings.to_dict(), rows=result.manifest, library=result.library,
+    )  # fmt: skip
+
+
+def results_of(result: AdaptResult) -> dict[str, Any]:
+    """What it gave: the content of results.json."""
     from pemt.analysis.gates import gate_table
 
-    record = run_record(
-        stage="adapt", method=method, task=result.task.name, base=result.base.name,
-        experts=result.experts, config=config.to_dict(), settings=result.settings.to_dict(),
-        rows=result.manifest, library=library,
-    )  # fmt: skip
-    write_json(folder / "run.json", record)
-    lines = [
-        {"id": e.id, "target": e.target, "answer": a}
-        for e, a in zip(test, result.predictions.texts, strict=True)
-    ]
-    write_json(folder / "predictions.json", lines)
-    shown = result.report.to_dict()
+    shown, task = result.report.to_dict(), result.task
+    return {
+        "task": task.name, "method": result.method, "metrics": result.metrics,
+        "validation": result.validation, "parameters": result.parameters,
+        **{key: shown[key] for key in
+           ("interval", "per_class", "confusion", "invalid", "invalid_texts")},
+        "gates": None if result.gates is None
+        else gate_table(result.gates, result.model, result.experts),
+        "fit": None if result.fit is None else result.fit.__dict__, "notes": result.notes,
+        "about": {"description": task.description, "kind": task.kind, "metric": task.metrics[0],
+                  "labels": list(task.labels), "licence": task.licence},
+        "constant": None if result.constant is None else asdict(result.constant),
+        "tried": result.tried, "train_seconds": result.train_seconds,
+        "verdicts": result.verdicts(),
+        "diagnosis": None if result.diagnosis is None else result.diagnosis.to_list(),
+    }  # fmt: skip
+
+
+def errors_of(result: AdaptResult) -> list[dict[str, Any]]:
+    """The wrong answers worth reading: the content of errors.json."""
+    from pemt.analysis.errors import worst_errors
+
+    return worst_errors(result.task, result.test, result.predictions)
+
+
+def _write(result: AdaptResult, folder: Path) -> None:
+    """Everything a run leaves: the record, results, predictions and (PEMT) the adapted model."""
+    from pemt.analysis.errors import probabilities_of
+
+    write_json(folder / "run.json", run_record_of(result))
+    answers = zip(
+        result.test, result.predictions.texts, probabilities_of(result.predictions), strict=True
+    )
     write_json(
-        folder / "results.json",
-        {
-            "task": result.task.name, "method": method, "metrics": result.metrics,
-            "validation": result.validation, "parameters": result.parameters,
-            **{key: shown[key] for key in
-               ("interval", "per_class", "confusion", "invalid", "invalid_texts")},
-            "gates": None if result.gates is None
-            else gate_table(result.gates, result.model, result.experts),
-            "fit": None if result.fit is None else result.fit.__dict__, "notes": result.notes,
-        },
-    )  # fmt: skip
+        folder / "predictions.json",
+        [{"id": e.id, "target": e.target, "answer": a, "probability": p} for e, a, p in answers],
+    )
+    write_json(folder / "errors.json", errors_of(result))
+    write_json(folder / "results.json", results_of(result))
     if isinstance(result.model, PemtModel):
         from pemt.analysis.figures import gate_heat_map
 

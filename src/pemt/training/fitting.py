@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Fit:
         seconds: of training and validation.
         history: one entry per evaluation.
         train_seconds: of `seconds`, what was not spent on validation.
+        losses: training loss by step, the Task Sparsity Loss in it; each is a mean over the steps
+            since the entry before.
     """
 
     best_step: int
@@ -51,6 +53,7 @@ class Fit:
     seconds: float
     history: list[dict[str, float]]
     train_seconds: float = 0.0
+    losses: list[dict[str, float]] = field(default_factory=list)
 
 
 def fit(
@@ -204,6 +207,11 @@ def run(
         trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         steps, training = trainer.state.global_step, seconds - trainer.judged
+        losses = [
+            {"step": entry["step"], "loss": entry["loss"]}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
     best.restore()
     model.eval()
     del trainer
@@ -215,7 +223,7 @@ def run(
             (Path(place) / name).unlink(missing_ok=True)
     value = best.best[0] if best.best is not None else None
     step = best.step if best.step >= 0 else steps
-    return Fit(step, value, steps, seconds, best.history, training)
+    return Fit(step, value, steps, seconds, best.history, training, losses)
 
 
 def _identity(

@@ -1,0 +1,73 @@
+"""From a finished run to its diagnosis: gathers what `pemt.analysis.diagnosis` decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pemt.analysis.diagnosis import Diagnosis, Facts, diagnose
+from pemt.analysis.heldout import best_single, of_run
+from pemt.analysis.mixture import measure_mixture
+from pemt.methods import method_named
+from pemt.model import AdaptedModel, PemtModel
+from pemt.tasks import Example, Task
+from pemt.tasks.reporting import ConstantAnswer, constant_answer
+
+if TYPE_CHECKING:
+    from pemt.guide import Evidence
+    from pemt.training.adapting import AdaptResult
+
+
+def target_prompt(model: AdaptedModel) -> torch.Tensor | None:
+    """A copy of the trainable target prompt as it is, `[P, D]`; None where there is none."""
+    if not isinstance(model, PemtModel):
+        return None
+    return model.correlation_prompt.target.embedding.detach().float().cpu().clone()
+
+
+def constant_of(task: Task, examples: Sequence[Example]) -> ConstantAnswer | None:
+    """What the best single answer to every example scores; None for tasks without labels."""
+    if task.kind != "classification":
+        return None
+    if "balanced_accuracy" not in task.metrics:  # as in `evaluate`
+        task = replace(task, metrics=(*task.metrics, "balanced_accuracy"))
+    labels = [e.label for e in examples if e.label is not None]
+    groups = [e.group for e in examples]
+    return constant_answer(task, labels, groups if any(groups) else None)
+
+
+def diagnosis_of(
+    result: AdaptResult, *, first_prompt: torch.Tensor | None, validation_rows: int,
+    shots: int | None, evidence: Evidence | None,
+) -> Diagnosis:  # fmt: skip
+    """Make every check that applies to a result's method; the model is on its base.
+
+    Args:
+        result: finished but for its diagnosis.
+        first_prompt: the target prompt before training.
+        validation_rows: that the kept step was chosen on.
+        shots: labels per class; None for the full split.
+        evidence: of a guide, where the run has one.
+    """
+    method, model, task = method_named(result.method), result.model, result.task
+    now = target_prompt(model)
+    moved = None
+    if first_prompt is not None and now is not None and first_prompt.shape == now.shape:
+        moved = float((now - first_prompt).norm() / first_prompt.norm().clamp_min(1e-12))
+    is_pemt = isinstance(model, PemtModel)
+    return diagnose(
+        Facts(
+            method=result.method, kind=task.kind, shots=shots,
+            learning_rate=result.settings.learning_rate, report=result.report,
+            constant=result.constant, trains=method.trains, pemt=is_pemt,
+            losses=() if result.fit is None else result.fit.losses,
+            gated=is_pemt and method.trains and result.config.gate != "uniform",
+            measures=measure_mixture(model, task, result.base, result.test, result.settings),
+            prompt_moved=moved, guided=result.config.guide != "none",
+            mine=of_run(task, result.method, result.fit, validation_rows, result.selection),
+            rival=best_single(task, evidence, result.selection),
+        )
+    )  # fmt: skip
