@@ -41,6 +41,7 @@ class ForwardContext:
         summary: `[B, D]` gate input of the decoder layers of an encoder-decoder.
         task_summary: `[B, D]` gate input of every layer under task-level gates (rows are equal).
         fixed_gates: gates given from outside, `[K]` each, by layer; they replace the computed ones.
+        gate_mask: `[K]`, True at the gate columns that stay, see `pemt.nn.gate.masked`.
         gates: `[B, K]` gates of this pass by layer.
         alone: number of the one expert that runs, at weight one and with nothing that trains beside
             it: no other expert, no target adapter, the base's own norms.
@@ -56,6 +57,7 @@ class ForwardContext:
     summary: Tensor | None = None
     task_summary: Tensor | None = None
     fixed_gates: dict[int, Tensor] = field(default_factory=dict)
+    gate_mask: Tensor | None = None
     gates: dict[int, Tensor] = field(default_factory=dict)
     alone: int | None = None
     reuse_gates: bool = False

@@ -12,7 +12,7 @@ from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
 from pemt.nn.experts import ExpertBank
-from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
+from pemt.nn.gate import PromptGate, UniformGate, masked, prompt_mean
 from pemt.nn.sparsity import Averaging, task_sparsity
 from pemt.nn.wrapped import WrappedLinear
 
@@ -89,7 +89,7 @@ class MixtureLayer(WrappedLinear):
         rows = x.shape[0]
         fixed = context.fixed_gates.get(self.index)
         if fixed is not None:
-            given = fixed.to(x.device).expand(rows, -1)
+            given = masked(fixed.to(x.device).expand(rows, -1), context.gate_mask)
             context.gates[self.index] = given
             return given
         kept = context.gates.get(self.index)
@@ -108,6 +108,7 @@ class MixtureLayer(WrappedLinear):
             summary = context.summary if self.gate_input == "summary" else context.task_summary
             assert summary is not None, "the model sets the gate input before the layers run"
             gates = self.gate(summary)
+        gates = masked(gates, context.gate_mask)
         context.gates[self.index] = gates
         return _rows(gates, rows)
 
