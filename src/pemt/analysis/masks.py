@@ -124,7 +124,7 @@ class MaskReport:
 def mask_scores(
     model: PemtModel, task: Task, tokenizer: Any, examples: Sequence[Example],
     settings: TrainSettings | None = None, *, experts: Sequence[str] | None = None,
-    progress: bool = False,
+    progress: bool = False, notes: Sequence[str] = (),
 ) -> MaskReport:  # fmt: skip
     """Score the model with all experts, without each, with each alone, and with none.
 
@@ -139,6 +139,7 @@ def mask_scores(
         settings: batch size, lengths and how to answer.
         experts: mask these alone; all by default.
         progress: show a progress bar.
+        notes: sentences to keep with the report.
 
     Raises:
         ConfigError: the model has no gates.
@@ -177,7 +178,7 @@ def mask_scores(
         )  # fmt: skip
     return MaskReport(
         task=task.name, metric=metric, rows=len(examples), scores=tuple(scores),
-        notes=tuple(_about(model, model.gate_names)),
+        notes=(*notes, *_about(model, model.gate_names)),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from pemt.errors import PemtError
 
 SWITCHES = (
     "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
-    "--published", "--latest",
+    "--published", "--latest", "--recorded",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 
@@ -21,6 +23,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.adapt import adapt
     from pemt.cli.bench import methods, run, status
     from pemt.cli.bench_table import table
+    from pemt.cli.correlations import correlations
     from pemt.cli.demo import demo
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
@@ -29,6 +32,8 @@ def commands() -> dict[str, Any]:
     from pemt.cli.experts_hub import pull, push
     from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
+    from pemt.cli.gates import gates
+    from pemt.cli.mask import mask
     from pemt.cli.predict import predict
     from pemt.cli.tasks import check, list_tasks
     from pemt.cli.tasks import show as show_task
@@ -42,6 +47,9 @@ def commands() -> dict[str, Any]:
         "adapt": adapt,
         "evaluate": evaluate,
         "predict": predict,
+        "gates": gates,
+        "mask": mask,
+        "correlations": correlations,
         "experts": {
             "_help": "Keep and share a library of experts.",
             "list": list_experts,
@@ -115,7 +123,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
     `--train FILE` is the task that a command takes first.
     """
     taken: list[str] = []
-    arguments = _train_first(arguments)
+    arguments = _runs_together(_train_first(arguments))
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
@@ -125,6 +133,14 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
     return taken
+
+
+def _runs_together(arguments: Sequence[str]) -> Sequence[str]:
+    """`correlations RUN RUN ..` as the one list that the command takes."""
+    if arguments[:1] != ["correlations"] or {"-h", "--help"} & set(arguments):
+        return arguments
+    runs = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[1:]))
+    return ["correlations", json.dumps(runs), *arguments[1 + len(runs) :]]
 
 
 def _train_first(arguments: Sequence[str]) -> Sequence[str]:

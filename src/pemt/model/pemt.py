@@ -202,7 +202,7 @@ class PemtModel(AdaptedModel):
 
     @contextmanager
     def keeping(self, names: Collection[str]) -> Iterator[None]:
-        """Inside, only these gate columns count, nothing is retrained.
+        """Inside, only these gate columns count; nothing is retrained. All of them change nothing.
 
         Every layer computes its gates as always; the others' are then set to 0, and those kept are
         made to sum to 1 again in the proportions they had (`pemt.nn.gate.masked`). One name alone
@@ -219,7 +219,8 @@ class PemtModel(AdaptedModel):
         for name in names:
             if name not in {*self.gate_names, NONE}:
                 raise UnknownNameError("gate column", name, self.gate_names)
-        before, self._columns = self._columns, tuple(name in names for name in self.gate_names)
+        kept = tuple(name in names for name in self.gate_names)
+        before, self._columns = self._columns, None if all(kept) else kept
         try:
             yield
         finally:
