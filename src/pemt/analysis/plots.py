@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pemt.analysis.figures import COLOURS, DASHES, GREY, Place, distinct, drawing, shown
+from pemt.analysis.figures import COLOURS, DASHES, GREY, Place, distinct, drawing, shown, turned
 from pemt.analysis.gates import GateReport
 from pemt.analysis.history import GateHistory
 from pemt.analysis.masks import MaskReport, MaskScore
@@ -24,7 +24,10 @@ def _heaviest(weights: Any, most: int) -> list[int]:
 def spread_plot(
     report: GateReport, place: Place, *, title: str = "Gates of single examples"
 ) -> None:
-    """Boxes over the examples' gates (mean over layers), by expert and class, a panel per stack.
+    """Boxes over the examples' gates (mean over layers) less their mean, by expert and class.
+
+    A panel for each stack. The mean itself stands with the expert's name: it is often so far from
+    the other experts' that on one scale no spread would be seen.
 
     At most 12 experts (the heaviest) and 6 classes (the first); beyond, all classes are one box.
 
@@ -45,12 +48,14 @@ def spread_plot(
     groups = [labels == w for w in words] or [np.ones(len(labels), dtype=bool)]
     each = 0.8 / len(groups)
     width = max(2.2 + max(0.75, 0.24 * len(groups)) * len(kept), 5.0)
+    each_height = 2.6 + (0.04 * max(map(len, names)) if turned(names)["rotation"] else 0.0)
     with drawing(
-        place, nrows=len(report.stack_names), figsize=(width, 0.9 + 2.6 * len(report.stack_names)),
-        sharex=True,
+        place, nrows=len(report.stack_names), figsize=(width, 0.9 + each_height * len(report.stack_names)),
     ) as (figure, axes):  # fmt: skip
         for at, stack in zip(axes[:, 0], report.stack_names, strict=True):
             values = report.examples.by_stack[stack]
+            means = values.mean(0)
+            values = values - means
             for g, rows in enumerate(groups):
                 places = [i + (g - (len(groups) - 1) / 2) * each for i in range(len(kept))]
                 boxes = at.boxplot(
@@ -60,12 +65,13 @@ def spread_plot(
                 )  # fmt: skip
                 for box in boxes["boxes"]:
                     box.set(facecolor=COLOURS[g], alpha=0.75)
-            at.axhline(1 / len(report.experts), color=GREY, linestyle="--", linewidth=1)
-            at.set_xticks(range(len(kept)), names, rotation=30, ha="right", rotation_mode="anchor")
+            at.axhline(0, color=GREY, linestyle="--", linewidth=1)
+            called = [f"{name}\n{means[k]:.2f}" for k, name in zip(kept, names, strict=True)]
+            at.set_xticks(range(len(kept)), called, **turned(names))
             at.set_xlim(-0.6, len(kept) - 0.4)
-            at.set_ylabel("gate weight")
+            at.set_ylabel("gate − mean gate")
             at.set_title(stack)
-        figure.suptitle(f"{title}, {len(labels)} examples; dashes: 1/K")
+        figure.suptitle(f"{title}, {len(labels)} examples\nbelow each name: its mean", fontsize=10)
         if words:
             from matplotlib.patches import Patch
 
@@ -124,10 +130,11 @@ def steps_plot(history: GateHistory, place: Place, *, title: str = "Gates during
             below.plot(steps, [s.effective for s in own], color="black", label="of the mean gates")
             below.plot(
                 steps, [s.example_effective for s in own], color="black", linestyle=":",
-                label="of one row",
+                label="of one row in one layer",
             )  # fmt: skip
             below.set_ylim(0.8, len(names) + 0.2)
             below.set_xlabel("step")
+            below.xaxis.get_major_locator().set_params(integer=True)
             for at in (top, below):
                 at.spines[["top", "right"]].set_visible(False)
                 if history.kept is not None:
@@ -175,11 +182,8 @@ def mask_plot(
         _dots(left, [(s, s.difference, s.interval) for s in without], COLOURS[1])
         left.set_title(f"without it − all ({every:.3f})")
         _dots(right, [(s, s.gain, s.gain_interval) if s else None for s in alone], COLOURS[0])
-        right.axvline(
-            every - nothing, color="black", linestyle=":", linewidth=1, label="all experts"
-        )
-        right.legend(frameon=False, fontsize=7, loc="lower right")
-        right.set_title(f"it alone − no expert ({nothing:.3f})")
+        right.axvline(every - nothing, color="black", linestyle=":", linewidth=1)
+        right.set_title(f"it alone − none ({nothing:.3f}); dots: all")
         left.set_yticks(range(len(rows)), rows)
         left.set_ylim(len(rows) - 0.4, -0.6)
         for at in (left, right):
