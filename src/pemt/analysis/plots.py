@@ -48,10 +48,9 @@ def spread_plot(
     groups = [labels == w for w in words] or [np.ones(len(labels), dtype=bool)]
     each = 0.8 / len(groups)
     width = max(2.2 + max(0.75, 0.24 * len(groups)) * len(kept), 5.0)
-    each_height = 2.6 + (0.04 * max(map(len, names)) if turned(names)["rotation"] else 0.0)
-    with drawing(
-        place, nrows=len(report.stack_names), figsize=(width, 0.9 + each_height * len(report.stack_names)),
-    ) as (figure, axes):  # fmt: skip
+    height = 2.6 + (0.04 * max(map(len, names)) if turned(names)["rotation"] else 0.0)
+    size = (width, 0.9 + height * len(report.stack_names))
+    with drawing(place, nrows=len(report.stack_names), figsize=size) as (figure, axes):
         for at, stack in zip(axes[:, 0], report.stack_names, strict=True):
             values = report.examples.by_stack[stack]
             means = values.mean(0)
