@@ -123,7 +123,7 @@ def gate_table_of(report: GateReport) -> Table:
         mean = report.of_stack(stack)
         single = "" if one is None else f"{np.exp(np.log(one[own]).mean()):.2f}"
         _row(table, f"{stack}, mean", *cells(mean, report.spread.get(stack)),
-             f"{effective(mean):.2f}", single, style="bold", end=True)  # fmt: skip
+             f"{effective(mean):.2f}", single, style="bold")  # fmt: skip
     return table
 
 
@@ -141,18 +141,13 @@ def class_table_of(report: GateReport) -> Table:
 
 
 def mask_table_of(report: MaskReport) -> Table:
-    """A row for each mask."""
-    table = _table(
-        "experts", report.metric, "loss", "− all", "95 % interval", "− none", "95 % interval",
-        "answers changed",
-    )  # fmt: skip
-    for i, s in enumerate(report.scores):
-        last = i + 1 == len(report.scores) or report.scores[i + 1].kind != s.kind
+    """A row for each mask; differences with their 95 % interval."""
+    table = _table("experts", report.metric, "loss", "− all experts", "− no expert", "changed")
+    for s in report.scores:
         _row(
             table, s.title, f"{s.value:.3f}", "" if s.loss is None else f"{s.loss:.3f}",
-            *(("", "") if s.kind == "all" else (f"{s.difference:+.3f}", _ends(s.interval))),
-            *(("", "") if s.kind == "none" else (f"{s.gain:+.3f}", _ends(s.gain_interval))),
-            str(s.changed), end=last,
+            "" if s.kind == "all" else _with_ends(s.difference, s.interval),
+            "" if s.kind == "none" else _with_ends(s.gain, s.gain_interval), str(s.changed),
         )  # fmt: skip
     return table
 
@@ -166,8 +161,7 @@ def correlation_table_of(found: Correlations) -> Table:
         shown = sorted(there, key=lambda s: -by.get(s, -np.inf))[:MOST_SHOWN]
         for s in shown:
             values = [target.values.get(m, {}).get(s) for m in found.measures]
-            _row(table, target.name, s, *("" if v is None else f"{v:.3f}" for v in values),
-                 end=s == shown[-1])  # fmt: skip
+            _row(table, target.name, s, *("" if v is None else f"{v:.3f}" for v in values))
     return table
 
 
@@ -183,8 +177,27 @@ def rank_table_of(found: Correlations) -> Table:
     return table
 
 
-def _ends(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+def show(table: Table) -> None:
+    """Print a table as wide as it is: a narrow terminal wraps lines, and no column is squeezed."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    wide = console.options.update(width=1000, max_width=1000)
+    natural = Measurement.get(console, wide, table).maximum
+    Console(width=max(console.width, natural)).print(table)
+
+
+def _with_ends(value: float, interval: tuple[float, float] | None) -> str:
+    ends = "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    return f"{value:+.3f}{ends}"
+
+
+def _cut(name: str, limit: int = 24) -> str:
+    """A name on one line, its middle left out where it is long."""
+    plain = " ".join(name.split())
+    end = (limit - 1) // 2
+    return plain if len(plain) <= limit else f"{plain[: limit - 1 - end]}…{plain[-end:]}"
 
 
 def _table(*columns: str, words: int = 1) -> Table:
@@ -194,14 +207,12 @@ def _table(*columns: str, words: int = 1) -> Table:
 
     table = Table(box=None)
     for i, name in enumerate(columns):
-        table.add_column(
-            Text(name, overflow="fold"), justify="left" if i < words else "right",
-            no_wrap=i >= words,
-        )  # fmt: skip
+        left: Any = "left" if i < words else "right"
+        table.add_column(Text(_cut(name)), justify=left, no_wrap=True)
     return table
 
 
-def _row(table: Table, *cells: str, style: str | None = None, end: bool = False) -> None:
+def _row(table: Table, *cells: str, style: str | None = None) -> None:
     from rich.text import Text
 
-    table.add_row(*(Text(cell) for cell in cells), style=style, end_section=end)
+    table.add_row(*(Text(_cut(cell, 60)) for cell in cells), style=style)

@@ -51,12 +51,15 @@ def correlations(
             several).
         json: print everything as JSON on stdout.
     """
-    from rich.console import Console
-
     from pemt.analysis.correlations import correlate
     from pemt.analysis.heat_maps import correlation_maps
     from pemt.analysis.runs import load_gated, read_run, scored_rows
-    from pemt.analysis.tables import correlation_table_of, rank_table_of, write_correlations
+    from pemt.analysis.tables import (
+        correlation_table_of,
+        rank_table_of,
+        show,
+        write_correlations,
+    )
     from pemt.analysis.transfer import grid_targets, with_gains
     from pemt.errors import ConfigError
     from pemt.training.record import write_json
@@ -88,9 +91,8 @@ def correlations(
     if json:
         print(json_format.dumps(together.to_dict()))
         return 0
-    console = Console()
-    console.print(correlation_table_of(together))
-    console.print(rank_table_of(together))
+    show(correlation_table_of(together))
+    show(rank_table_of(together))
     for note in together.notes:
         print(note)
     names = ", ".join([*(path.name for path in made), "correlations.json", "correlations.png"])

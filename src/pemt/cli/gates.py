@@ -103,19 +103,16 @@ def _measured(
 
 
 def _print(found: RunFolder, report: GateReport, notes: list[str]) -> None:
-    from rich.console import Console
+    from pemt.analysis.tables import class_table_of, gate_table_of, show
 
-    from pemt.analysis.tables import class_table_of, gate_table_of
-
-    console = Console()
     over = "" if report.rows is None else f", {report.rows} test rows"
     spread = "" if report.deviation is None else " ± standard deviation over examples"
     print(f"{found.title()}{over}: mean gate{spread}; effective number of experts, of the mean "
           "gates and of one example.")  # fmt: skip
-    console.print(gate_table_of(report))
+    show(gate_table_of(report))
     print(f"Over all layers {report.overall_effective:.2f} of {len(report.experts)} experts count.")
     if len(report.classes) > 1:
-        console.print(class_table_of(report))
+        show(class_table_of(report))
         for stack, share in report.class_share.items():
             print(f"{stack}: {share:.0%} of the variance over examples lies between classes.")
     for note in (*report.notes, *notes):

@@ -38,12 +38,10 @@ def mask(
         output: folder of tables and figures (default: gates/ in the run).
         json: print the report as JSON on stdout.
     """
-    from rich.console import Console
-
     from pemt.analysis.masks import mask_scores
     from pemt.analysis.plots import mask_plot
     from pemt.analysis.runs import load_gated, read_run, scored_rows
-    from pemt.analysis.tables import mask_table_of, write_masks
+    from pemt.analysis.tables import mask_table_of, show, write_masks
     from pemt.training.record import write_json
 
     found = read_run(run)
@@ -62,7 +60,7 @@ def mask(
         print(json_format.dumps(report.to_dict()))
         return 0
     print(f"{found.title()}: {report.task}, {report.rows} test rows, experts masked at evaluation.")
-    Console().print(mask_table_of(report))
+    show(mask_table_of(report))
     for note in report.notes:
         print(note)
     print(f"In {folder}: masks.csv, masks.json, masks.png.")
