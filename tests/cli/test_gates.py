@@ -153,3 +153,26 @@ def test_rows_that_are_others_than_those_scored_are_said(made, capsys, tmp_path)
     (changed / "predictions.json").write_text(json.dumps(told))
     said = run(capsys, "gates", changed, *PRECISE).out
     assert "no row gone" in said
+
+
+def test_without_rows_the_recorded_gates_are_offered(made, capsys, tmp_path):
+    moved = tmp_path / "run"
+    shutil.copytree(made(capsys), moved)
+    path = moved / "model" / "pemt.json"
+    described = json.loads(path.read_text())
+    described["extra"]["task"]["rows"]["files"]["test"] = str(tmp_path / "gone.jsonl")
+    path.write_text(json.dumps(described))
+    error = run(capsys, "gates", moved, *PRECISE, code=1).err
+    assert "gone.jsonl" in error
+    assert "--recorded" in error
+    assert "of 2 experts count" in run(capsys, "gates", moved, "--recorded").out
+
+
+def test_an_ensemble_says_what_masks_do_not_reach(made, capsys):
+    folder = made(capsys, "ensemble")
+    shown = json.loads(run(capsys, "mask", folder, *PRECISE, "--json").out)
+    assert any("50% of each answer" in note for note in shown["notes"])
+    assert ["without", "none"] in [[s["kind"], s["expert"]] for s in shown["scores"]]
+    said = run(capsys, "gates", folder, *PRECISE).out
+    assert "none" in said.splitlines()[1]
+    assert (folder / "gates" / "steps.png").is_file()

@@ -94,9 +94,14 @@ def _measured(
     """
     from pemt.analysis.measuring import measure_gates
     from pemt.analysis.runs import load_gated, scored_rows
+    from pemt.errors import AssetError, DataError
 
     loaded = load_gated(found, library=library, base=base, precision=precision)
-    examples, notes = scored_rows(found, loaded.task, rows=rows, data_dir=data_dir)
+    try:
+        examples, notes = scored_rows(found, loaded.task, rows=rows, data_dir=data_dir)
+    except (AssetError, DataError) as error:
+        also = "or show the means that the run wrote down: --recorded"
+        raise type(error)(error.what, f"{error.fix}; {also}" if error.fix else also) from None
     return measure_gates(
         loaded.model, loaded.task, loaded.base.tokenizer, examples, loaded.settings, notes=notes
     )

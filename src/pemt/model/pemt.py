@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pemt.backbones import Backbone, Site
-from pemt.errors import ConfigError, UnknownNameError
-from pemt.model.adapted import AdaptedModel
+from pemt.errors import ConfigError
 from pemt.model.config import PemtConfig
 from pemt.model.coverage import banks, expert_sites
-from pemt.model.gate_record import GateRecord
+from pemt.model.gated import NONE, GatedModel
 from pemt.nn import (
     CorrelationPrompt,
-    ForwardContext,
     MixtureLayer,
     PromptGate,
     TargetAdapter,
@@ -30,11 +27,10 @@ if TYPE_CHECKING:
     from pemt.bases import Base
     from pemt.experts import Expert, ExpertLibrary
 
-NONE = "none"
-"""The gate column, and the guide's entry, of no expert."""
+__all__ = ["NONE", "PemtModel"]
 
 
-class PemtModel(AdaptedModel):
+class PemtModel(GatedModel):
     """PEMT's second stage on a base (METHOD.md, stage 2).
 
     Every down projection is wrapped: it has the target adapter and the Task Sparsity Loss. Each
@@ -80,8 +76,6 @@ class PemtModel(AdaptedModel):
         self, base: Any, experts: Sequence[Expert], config: PemtConfig, prompt: Tensor,
         guide: Mapping[str, float] | None,
     ) -> None:  # fmt: skip
-        self._columns: tuple[bool, ...] | None = None
-        self._gate_record: GateRecord | None = None
         self.pemt_config = config
         self.experts = tuple(experts)
         self.guide = None if config.guide == "none" else _checked(guide, self.expert_names)
@@ -188,58 +182,6 @@ class PemtModel(AdaptedModel):
                 if layer.gate.bias is not None:
                     made[layer.gate.bias] = config.guide_rate
         return made
-
-    # -- looking at the gates -------------------------------------------------------------------
-
-    def _context(self, **given: Any) -> ForwardContext:
-        if self._columns is not None:
-            given["gate_mask"] = torch.tensor(self._columns, device=self.device)
-        return super()._context(**given)
-
-    def _passed(self, context: ForwardContext) -> None:
-        if self._gate_record is not None:
-            self._gate_record.add(context.gates)
-
-    @contextmanager
-    def keeping(self, names: Collection[str]) -> Iterator[None]:
-        """Inside, only these gate columns count; nothing is retrained. All of them change nothing.
-
-        Every layer computes its gates as always; the others' are then set to 0, and those kept are
-        made to sum to 1 again in the proportions they had (`pemt.nn.gate.masked`). One name alone
-        has weight 1, "none" or no name leaves every expert out. A column keeps its share where its
-        expert is absent, as in training. Prompt, target adapters, norms and head stay as they were
-        trained, the source prompts in the prompt among them.
-
-        Args:
-            names: of `gate_names`.
-
-        Raises:
-            UnknownNameError: a name that is no gate column.
-        """
-        for name in names:
-            if name not in {*self.gate_names, NONE}:
-                raise UnknownNameError("gate column", name, self.gate_names)
-        kept = tuple(name in names for name in self.gate_names)
-        before, self._columns = self._columns, None if all(kept) else kept
-        try:
-            yield
-        finally:
-            self._columns = before
-
-    @contextmanager
-    def recording(self) -> Iterator[GateRecord]:
-        """Inside, the gates of every pass that answers are added up; it costs no pass of its own.
-
-        Nothing is drawn, and no number of any pass changes.
-        """
-        before, self._gate_record = (
-            self._gate_record,
-            GateRecord([s.index for s in self.gated_sites()]),
-        )
-        try:
-            yield self._gate_record
-        finally:
-            self._gate_record = before
 
     def prompt(self) -> Tensor:
         """The correlation-guided prompt, `[P, D]`."""
