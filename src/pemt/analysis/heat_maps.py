@@ -114,7 +114,7 @@ def correlation_maps(
     """Sources x targets, a panel for each measure, each with colours of its own.
 
     Shares (attention, added, gate) start at 0; similarities and gains are centred on 0 where some
-    are below. A white cell is not known. At most 30 sources, those with the largest gate first.
+    are below. A grey cell is not known. At most 30 sources, those with the largest gate first.
 
     Args:
         found: the measures.
@@ -161,7 +161,7 @@ def _measure(figure: Any, at: Any, values: Array, measure: str) -> None:
     image = at.imshow(
         np.ma.masked_invalid(values), vmin=low, vmax=high, cmap=colours, aspect="auto"
     )
-    at.grid(False)
+    at.set_facecolor("#d5d5d5")  # of what is not known: white would read as no gain
 
     def dark_on(value: float) -> bool:
         share = (value - low) / (high - low)
