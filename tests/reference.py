@@ -102,6 +102,18 @@ def gate(u: Tensor, weight: Tensor, tau: float = 1.0) -> Tensor:
     return torch.stack(rows)
 
 
+def masked_gate(u: Tensor, weight: Tensor, keep: list[bool], tau: float = 1.0) -> Tensor:
+    """The gate as if only some columns existed, and 0 at the others: `[B, W]` -> `[B, K]`."""
+    rows = []
+    for row in u:
+        powers = [math.exp((row @ weight.detach()[:, k]).item() / tau) for k in range(len(keep))]
+        total = sum(power for power, kept in zip(powers, keep, strict=True) if kept)
+        rows.append(
+            [power / total if kept else 0.0 for power, kept in zip(powers, keep, strict=True)]
+        )
+    return torch.tensor(rows)
+
+
 def target_adapter(f: Tensor, down: Tensor, v: Tensor, up: Tensor, u: Tensor) -> Tensor:
     """`f + U gelu_new(V f + v) + u`, token by token: `[B, T, D]` -> `[B, T, D]`."""
     tokens = [token + up @ gelu_new(down @ token + v) + u for token in f.reshape(-1, f.shape[-1])]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from matplotlib import image
 
-from pemt.analysis.figures import gate_heat_map
-from pemt.analysis.gates import gate_table, layer_names
+from pemt.analysis.gates import GateReport, gate_table, layer_names
+from pemt.analysis.heat_maps import gate_heat_map
 from tests import adapters, tiny
 
 
@@ -35,7 +35,8 @@ def test_a_heat_map_of_other_linear_maps(tmp_path):
     names = layer_names(model)
     assert names[:4] == ["encoder 0", "encoder 1", "decoder 0", "decoder 1"]
     assert "decoder 1 layer.1.EncDecAttention.k" in names
-    assert gate_heat_map(gates, model, ["a", "b"], tmp_path / "x.png").stat().st_size > 0
+    gate_heat_map(GateReport.from_means(gates, model, ["a", "b"]), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 0
 
 
 def test_a_table_by_hand():
@@ -69,7 +70,8 @@ def test_a_heat_map_shows_the_gates(tmp_path):
     drawn = []
     for i, row in enumerate([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]):
         path = tmp_path / "new" / f"{i}.png"
-        assert gate_heat_map(torch.tensor([row, row]), model, ["a", "b", "c"], path) == path
+        gates = torch.tensor([row, row])
+        gate_heat_map(GateReport.from_means(gates, model, ["a", "b", "c"]), path)
         drawn.append(image.imread(path))
     assert drawn[0].shape == drawn[1].shape
     assert (drawn[0] != drawn[1]).any()

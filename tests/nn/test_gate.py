@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from pemt.errors import ConfigError
 from pemt.nn import PromptGate, UniformGate, prompt_mean
+from pemt.nn.gate import entropy, masked
 from tests import reference
 
 
@@ -43,3 +44,29 @@ def test_the_uniform_gate_has_nothing_to_train(dtype):
     gate = UniformGate(3)
     assert torch.equal(gate(torch.randn(2, 5, 8, dtype=dtype)), torch.full((2, 3), 1 / 3))
     assert not list(gate.parameters())
+
+
+@pytest.mark.parametrize("keep", [[True, False, True, True], [False, True, False, False]])
+def test_a_masked_gate_is_the_softmax_over_what_stays(keep):
+    gate = PromptGate(8, 4, tau=2.0)
+    torch.nn.init.normal_(gate.weight)
+    u = torch.randn(3, 8)
+    made = masked(gate(u), torch.tensor(keep))
+    assert_close(made, reference.masked_gate(u, gate.weight, keep, 2.0))
+    assert_close(made.sum(-1), torch.ones(3))
+
+
+def test_masks_at_their_ends():
+    gates = torch.tensor([[0.0, 0.0, 1.0], [0.25, 0.25, 0.5]])
+    assert masked(gates, None) is gates
+    assert torch.equal(masked(gates, torch.zeros(3, dtype=torch.bool)), torch.zeros(2, 3))
+    # what stays is 0 in the first row: it shares evenly
+    kept = masked(gates, torch.tensor([True, True, False]))
+    assert torch.equal(kept, torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
+    broken = masked(torch.tensor([[float("nan"), 0.5, 0.5]]), torch.tensor([True, True, False]))
+    assert broken[0, 0].isnan()  # never made good
+
+
+def test_entropy_by_hand():
+    gates = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    assert_close(entropy(gates), torch.tensor([0.0, 0.5]).mul(2).mul(torch.tensor(2.0).log()))

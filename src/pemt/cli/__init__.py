@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from pemt.errors import PemtError
 SWITCHES = (
     "--json", "--instant", "--overwrite", "--drop_head", "--write", "--private", "--costs",
     "--published", "--latest", "--at_mean_gates", "--partial", "--draw_only", "--report",
+    "--recorded",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
 
@@ -22,6 +25,7 @@ def commands() -> dict[str, Any]:
     from pemt.cli.adapt import adapt
     from pemt.cli.bench import methods, run, status
     from pemt.cli.bench_table import table
+    from pemt.cli.correlations import correlations
     from pemt.cli.demo import demo
     from pemt.cli.doctor import doctor
     from pemt.cli.evaluate import evaluate
@@ -31,6 +35,8 @@ def commands() -> dict[str, Any]:
     from pemt.cli.experts_import import import_peft
     from pemt.cli.experts_rank import rank
     from pemt.cli.fold import fold
+    from pemt.cli.gates import gates
+    from pemt.cli.mask import mask
     from pemt.cli.predict import predict
     from pemt.cli.prune import prune
     from pemt.cli.report import report
@@ -50,6 +56,9 @@ def commands() -> dict[str, Any]:
         "prune": prune,
         "fold": fold,
         "report": report,
+        "gates": gates,
+        "mask": mask,
+        "correlations": correlations,
         "experts": {
             "_help": "Keep and share a library of experts.",
             "list": list_experts,
@@ -148,7 +157,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
     `--train FILE` is the task that a command takes first.
     """
     taken: list[str] = []
-    arguments = _study_file(_train_first(arguments))
+    arguments = _study_file(_runs_together(_train_first(arguments)))
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
@@ -165,6 +174,14 @@ def _study_file(arguments: Sequence[str]) -> Sequence[str]:
     if arguments[:1] == ["study"] and len(arguments) > 2 and not arguments[2].startswith("-"):
         return [*arguments[:2], "--file", *arguments[2:]]
     return arguments
+
+
+def _runs_together(arguments: Sequence[str]) -> Sequence[str]:
+    """`correlations RUN RUN ..` as the one list that the command takes."""
+    if arguments[:1] != ["correlations"] or {"-h", "--help"} & set(arguments):
+        return arguments
+    runs = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[1:]))
+    return ["correlations", json.dumps(runs), *arguments[1 + len(runs) :]]
 
 
 def _train_first(arguments: Sequence[str]) -> Sequence[str]:

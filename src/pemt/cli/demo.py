@@ -69,7 +69,8 @@ def demo(
 
     def keep(job: Any, result: Any) -> None:
         if (job.method, job.data_seed) == ("pemt", 0):
-            from pemt.analysis.figures import gate_heat_map
+            from pemt.analysis.gates import GateReport
+            from pemt.analysis.heat_maps import gate_heat_map
 
             folder = output / "adapted" / job.task.name
             result.model.save_pretrained(
@@ -77,7 +78,7 @@ def demo(
                 extra={"task": result.task.to_dict(), "settings": result.settings.to_dict()},
             )  # fmt: skip
             gate_heat_map(
-                result.gates, result.model, result.experts,
+                GateReport.from_means(result.gates, result.model, result.experts),
                 output / f"gates-{job.task.name}.png", title=f"Mean gates on {job.task.name}",
             )  # fmt: skip
 

@@ -45,6 +45,7 @@ class AdaptedModel(PromptedModel):
             self.slot.active = previous
             for module in paused:
                 module.gradient_checkpointing = True
+        self._passed(context)
 
     @torch.no_grad()
     def generate(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pemt.backbones import Backbone, Site
 from pemt.errors import ConfigError
-from pemt.model.adapted import AdaptedModel
 from pemt.model.config import PemtConfig
 from pemt.model.coverage import banks, expert_sites
+from pemt.model.gated import NONE, GatedModel
 from pemt.nn import (
     CorrelationPrompt,
     LoraBranch,
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from pemt.bases import Base
     from pemt.experts import Expert, ExpertLibrary
 
-NONE = "none"
-"""The gate column, and the guide's entry, of no expert."""
+__all__ = ["NONE", "PemtModel"]
 
 
-class PemtModel(AdaptedModel):
+class PemtModel(GatedModel):
     """PEMT's second stage on a base (METHOD.md, stage 2).
 
     Every down projection is wrapped: it has the target adapter and the Task Sparsity Loss. Each

@@ -66,6 +66,9 @@ class PromptedModel(AttachedModel):
         """What a pass begins with."""
         return ForwardContext(**given)
 
+    def _passed(self, context: ForwardContext) -> None:
+        """Called with what a finished pass has left in its context."""
+
     def prompt_for(self, embedded: Tensor, text: Tensor) -> Tensor | None:
         """The prompt of each example: by default the one that all share.
 
@@ -176,6 +179,7 @@ class PromptedModel(AttachedModel):
             output = self._run(input_ids, attention_mask, labels, decoder_input_ids, context)
         finally:
             self.slot.active = previous
+        self._passed(context)
         if torch.is_grad_enabled() and output.logits is not None and output.logits.requires_grad:
             output.logits = enter_backward(output.logits, self.slot, context)
         if labels is not None:

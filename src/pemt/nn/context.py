@@ -41,6 +41,7 @@ class ForwardContext:
         summary: `[B, D]` gate input of the decoder layers of an encoder-decoder.
         task_summary: `[B, D]` gate input of every layer under task-level gates (rows are equal).
         fixed_gates: gates given from outside, `[K]` each, by layer; they replace the computed ones.
+        gate_mask: `[K]`, True at the gate columns that stay, see `pemt.nn.gate.masked`.
         gates: `[B, K]` gates of this pass by layer.
         chosen: by layer, who works under top-k: numbers of experts, `[k]` or `[B, k]`.
         working: decoding: by layer, the weights of those, copied once.
@@ -58,6 +59,7 @@ class ForwardContext:
     summary: Tensor | None = None
     task_summary: Tensor | None = None
     fixed_gates: dict[int, Tensor] = field(default_factory=dict)
+    gate_mask: Tensor | None = None
     gates: dict[int, Tensor] = field(default_factory=dict)
     chosen: dict[int, Tensor] = field(default_factory=dict)
     working: dict[int, Any] = field(default_factory=dict)

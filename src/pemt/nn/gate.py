@@ -15,6 +15,30 @@ def prompt_mean(hidden: Tensor, start: int, length: int) -> Tensor:
     return hidden[:, start : start + length].mean(1, dtype=torch.float32)
 
 
+def entropy(gates: Tensor) -> Tensor:
+    """Entropy in nats: `[.., K]` -> `[..]`; a gate of 0 adds nothing."""
+    result: Tensor = torch.special.entr(gates).sum(-1)
+    return result
+
+
+def masked(gates: Tensor, keep: Tensor | None) -> Tensor:
+    """Gates with some columns at 0: `[B, K]` -> `[B, K]`.
+
+    What is kept sums to 1 again, in the proportions it had: the softmax over the kept columns
+    alone. Kept columns that are all 0 share evenly. With nothing kept every gate is 0.
+
+    Args:
+        gates: rows sum to 1.
+        keep: `[K]`, True at the columns that stay; None keeps all, and changes nothing.
+    """
+    if keep is None:
+        return gates
+    kept = gates * keep
+    total = kept.sum(-1, keepdim=True)
+    even = (keep / keep.sum().clamp_min(1)).to(gates.dtype)
+    return torch.where(total == 0, even, kept / total)
+
+
 class PromptGate(nn.Module):
     """`g = softmax(u W_g / tau)`; W_g starts at zero, so the first gates are uniform.
 

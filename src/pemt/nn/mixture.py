@@ -12,7 +12,7 @@ from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
 from pemt.nn.experts import ExpertBank, LoraBranch
-from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
+from pemt.nn.gate import PromptGate, UniformGate, masked, prompt_mean
 from pemt.nn.selection import BatchExperts, RowExperts, Scope, chosen_experts, top_gates
 from pemt.nn.sparsity import Averaging, task_sparsity
 from pemt.nn.wrapped import WrappedLinear
@@ -101,14 +101,14 @@ class MixtureLayer(WrappedLinear):
         rows = x.shape[0]
         fixed = context.fixed_gates.get(self.index)
         if fixed is not None:
-            given = fixed.to(x.device).expand(rows, -1)
+            given = masked(fixed.to(x.device).expand(rows, -1), context.gate_mask)
             context.gates[self.index] = given
             return given
         kept = context.gates.get(self.index)
         if context.reuse_gates and kept is not None:
             return _rows(kept, rows)
         if isinstance(self.gate, UniformGate):
-            gates: Tensor = self.gate(x)
+            gates = masked(self.gate(x), context.gate_mask)
         else:
             gates = self._gates_of(self.gate, self._gate_reads(x, context), context)
         context.gates[self.index] = gates
@@ -128,14 +128,17 @@ class MixtureLayer(WrappedLinear):
         return summary
 
     def _gates_of(self, gate: PromptGate, u: Tensor, context: ForwardContext) -> Tensor:
-        """All gates, or the k largest; the context is told whose they are."""
+        """All gates, or the k largest of those not masked; the context is told whose they are."""
+        mask = context.gate_mask
         if self.top_k is None or (self.training and not self.top_k_train):
-            gates: Tensor = gate(u)
-            return gates
-        gates, chosen = top_gates(gate.scores(u), self.top_k, self.present, scope=self.scope)
+            return masked(gate(u), mask)
+        scores = gate.scores(u)
+        if mask is not None and bool(mask.any()):
+            scores = scores.masked_fill(~mask, float("-inf"))
+        gates, chosen = top_gates(scores, self.top_k, self.present, scope=self.scope)
         if chosen is not None:
             context.chosen[self.index] = chosen
-        return gates
+        return masked(gates, mask)
 
     def _working(self, context: ForwardContext) -> ExpertBank | RowExperts | BatchExperts:
         """The experts of this pass: all that are here, or those chosen by their gates."""

@@ -446,7 +446,8 @@ def _write(result: AdaptResult, folder: Path) -> None:
     write_json(folder / "errors.json", errors_of(result))
     write_json(folder / "results.json", results_of(result))
     if isinstance(result.model, PemtModel):
-        from pemt.analysis.figures import gate_heat_map
+        from pemt.analysis.gates import GateReport
+        from pemt.analysis.heat_maps import gate_heat_map
 
         result.model.save_pretrained(
             folder / "model",
@@ -455,4 +456,5 @@ def _write(result: AdaptResult, folder: Path) -> None:
                    "metrics": result.metrics, "interval": result.report.main_interval()},
         )  # fmt: skip
         if result.gates is not None:
-            gate_heat_map(result.gates, result.model, result.experts, folder / "gates.png")
+            drawn = GateReport.from_means(result.gates, result.model, result.experts)
+            gate_heat_map(drawn, folder / "gates.png")

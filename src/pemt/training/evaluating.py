@@ -16,7 +16,7 @@ from pemt.model import AdaptedModel
 from pemt.tasks import Example, Task
 from pemt.tasks.cache import encode_cached
 from pemt.tasks.encoding import Collator, Encoded, label_word_ids
-from pemt.tasks.metrics import compute, parse_answer
+from pemt.tasks.metrics import Statistic, compute, parse_answer, resampled
 from pemt.tasks.reporting import Report, report
 from pemt.training.settings import Answers, TrainSettings
 
@@ -260,6 +260,20 @@ def report_of(task: Task, examples: Sequence[Example], predictions: Predictions)
     """
     truth = [_truth(task, e) for e in examples]
     return report(task, predictions.values, truth, predictions.texts, _questions(examples))
+
+
+def statistic_of(
+    task: Task, examples: Sequence[Example], predictions: Predictions
+) -> tuple[int, Statistic]:
+    """The main metric of answers as a function of the rows, see `pemt.tasks.metrics.resampled`.
+
+    Args:
+        task: what was asked.
+        examples: labelled, in the order of the predictions.
+        predictions: of `predict` or `evaluate`.
+    """
+    truth = [_truth(task, e) for e in examples]
+    return resampled(task, task.metrics[0], predictions.values, truth, _questions(examples))
 
 
 def _batches(

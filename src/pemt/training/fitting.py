@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from pemt.errors import DataError, TrainingError
-from pemt.model import AdaptedModel
+from pemt.model import AdaptedModel, PemtModel
 from pemt.tasks import Example, Task
 from pemt.tasks.cache import encode_cached
 from pemt.tasks.encoding import Collator
@@ -28,6 +28,7 @@ from pemt.training.memory import give_back_memory
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
 from pemt.training.trainer import BEST_RECORD, BEST_STATE, BestState, PemtTrainer
+from pemt.training.watching import GateWatch
 
 IDENTITY = "identity.json"
 
@@ -76,7 +77,8 @@ def fit(
         train: rows to learn from.
         validation: rows to select on; empty keeps the last step.
         settings: of the run.
-        folder: for checkpoints and logs; a checkpoint found there is resumed. None writes nothing.
+        folder: for checkpoints, logs and the gates at each evaluation; a checkpoint found there is
+            resumed. None writes nothing.
         progress: show the Trainer's progress bar.
 
     Raises:
@@ -187,6 +189,10 @@ def run(
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             stack.callback(model.gradient_checkpointing_disable)
+        checkpoint = get_last_checkpoint(place) if keep else None
+        watch = None
+        if folder is not None and score and isinstance(model, PemtModel) and model.gated_sites():
+            watch = GateWatch(model, folder, resumed=checkpoint is not None)
         trainer = PemtTrainer(
             model=model,
             args=args,
@@ -194,11 +200,11 @@ def run(
             eval_dataset=rows if score else None,
             data_collator=collate,
             score=score or dict,
+            watch=watch,
             callbacks=[best],
         )
         if not progress:
             _drop_printer(trainer)
-        checkpoint = get_last_checkpoint(place) if keep else None
         if keep:
             _same_run(Path(place), identity(), checkpoint)
         if checkpoint is not None:

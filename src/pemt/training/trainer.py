@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy
 from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
+from pemt.training.watching import GateWatch
 
 TRAINED = "trained.safetensors"
 BEST_STATE, BEST_RECORD = "best.safetensors", "best.json"
@@ -32,6 +33,7 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         score: called at evaluation; returns metrics, "loss" among them where there is one.
+        watch: of the gates at evaluation; None watches nothing.
         **kwargs: of transformers' Trainer.
     """
 
@@ -40,9 +42,13 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
     judged: float = 0.0
     """Seconds spent on `score` so far."""
 
-    def __init__(self, *, score: Callable[[], dict[str, float]], **kwargs: Any) -> None:
+    def __init__(
+        self, *, score: Callable[[], dict[str, float]], watch: GateWatch | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self._score = score
+        self._watch = watch
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         self._examples: int | Tensor | None = None
@@ -111,7 +117,12 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         """Score the model's answers on validation and tell the callbacks."""
         del eval_dataset, ignore_keys  # `score` has its own rows
         begun = time.perf_counter()
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self._score().items()}
+        found = (
+            self._score()
+            if self._watch is None
+            else self._watch.scored(self._score, self.state.global_step)
+        )
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.judged += time.perf_counter() - begun
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
