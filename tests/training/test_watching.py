@@ -13,7 +13,7 @@ from pemt.analysis.measuring import measure_gates
 from pemt.errors import DataError
 from pemt.training import trainer
 from pemt.training.fitting import fit
-from pemt.training.watching import MOST_LOGGED, logged
+from pemt.training.watching import MOST_LOGGED, GateWatch, logged
 from tests import tiny
 from tests.training.test_fitting import Killed, build, killed_at, same
 
@@ -87,6 +87,17 @@ def test_a_resumed_run_has_the_lines_of_an_uninterrupted_one(
     after = (tmp_path / "killed" / HISTORY).read_text()
     assert after == (tmp_path / "whole" / HISTORY).read_text()
     assert len(before.splitlines()) < len(after.splitlines()) == 4
+
+
+def test_lines_of_steps_that_are_done_again_are_replaced(tmp_path):
+    (tmp_path / HISTORY).write_text("\n".join(line(step, experts="abc") for step in (2, 4, 6)))
+    _, model = build()
+    watch = GateWatch(model, tmp_path, resumed=True)
+    found = watch.scored(lambda: {"seen": float(model(*tiny.batch()).logits.isfinite().all())}, 4)
+    assert found["seen"] == 1
+    assert "gates_encoder/a" in found
+    assert [s.step for s in read_history(tmp_path / HISTORY).steps] == [2, 4]
+    assert watch.scored(dict, 5) == {}  # no pass, no line
 
 
 def test_a_fresh_run_begins_its_file_anew(task, few, tmp_path):
