@@ -75,6 +75,7 @@ class AdaptResult:
         config: PEMT's options, as the method used them.
         test: the test rows, in the order of the predictions.
         library: where the experts came from; None where they were given.
+        folder: where everything was written; None where nothing was.
     """
 
     model: AdaptedModel
@@ -101,6 +102,7 @@ class AdaptResult:
     config: PemtConfig = PemtConfig()  # noqa: RUF009 - frozen
     test: Sequence[Example] = ()
     library: str | None = None
+    folder: Path | None = None
 
     def verdicts(self) -> list[str]:
         """What the guide and the selection say, one sentence each, if there were any."""
@@ -114,11 +116,15 @@ class AdaptResult:
     def write_report(self, path: str | Path) -> Path:
         """Write everything worth reading about the run as one HTML file.
 
-        `pemt report` writes the same from a run's folder, with what else is in it.
+        `pemt report` writes the same from a run's folder. Of a run without one there are no gates
+        over the steps.
         """
-        from pemt.analysis.report import files_of, write_run_report
+        from pemt.analysis.report import files_of, read_run, write_run_report
 
-        files = files_of(run_record_of(self), results_of(self), errors_of(self))
+        if self.folder is not None:
+            files = read_run(self.folder)
+        else:
+            files = files_of(run_record_of(self), results_of(self), errors_of(self))
         return write_run_report(files, Path(path))
 
     def predict(self, texts: Sequence[str]) -> list[str]:
@@ -296,7 +302,7 @@ def adapt(
             manifest=rows.manifest, fit=fitted, parameters=model.parameter_counts(),
             settings=chosen, notes=notes, tried=tried, train_seconds=train_seconds,
             method=method, selection=selection, constant=constant_of(task, test), config=config,
-            test=test, library=source,
+            test=test, library=source, folder=folder,
         )  # fmt: skip
         if diagnose:
             result.diagnosis = diagnosis_of(
