@@ -21,6 +21,7 @@ from pemt.tasks import Example, FewShot, Task, draw, load_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.tasks.fewshot import Validation
 from pemt.tasks.reporting import Report
+from pemt.training import processes
 from pemt.training.choosing import best_experts, picked
 from pemt.training.evaluating import (
     Predictions,
@@ -148,6 +149,8 @@ def adapt(
 ) -> AdaptResult:
     """Adapt a base to a target task (METHOD.md, stage 2), or run a baseline on the same rows.
 
+    Under `torchrun` or `accelerate launch` all processes call it, and all get the result.
+
     Args:
         base: a loaded base, or its name.
         task: a task, or its name in the registry.
@@ -177,7 +180,11 @@ def adapt(
     Raises:
         ConfigError: the method is not defined for this base or this kind of task.
     """
-    base = load_base(base) if isinstance(base, str) else base
+    processes.start()
+    progress = progress and processes.is_main()
+    if isinstance(base, str):
+        with processes.main_first():
+            base = load_base(base)
     task = Task.named(task) if isinstance(task, str) else task
     names_of_methods = [name.strip() for name in method.split(",")]
     methods = [method_named(name) for name in names_of_methods]
@@ -189,9 +196,10 @@ def adapt(
     if isinstance(experts, (str, Path)):
         experts = ExpertLibrary(experts)
     source = str(experts) if isinstance(experts, ExpertLibrary) else None  # a Hub's with its commit
-    rows = rows or target_rows(
-        task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
-    )
+    with processes.main_first():
+        rows = rows or target_rows(
+            task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
+        )
     if folder is not None:
         check_place(folder / "model")  # before the work, not after it
     for one in methods:
@@ -209,13 +217,15 @@ def adapt(
         names, ranking = best_experts(
             base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
         )
-    experts = picked(base, experts, names)
+    with processes.main_first():
+        experts = picked(base, experts, names)
     chosen_method, selection = methods[0], None
     if validation == "cv":
         selection = cross_validate(
             base, task, experts, rows.train, names_of_methods, config, chosen,
             learning_rates=learning_rates, folds=cv_folds, repeats=cv_repeats, progress=progress,
         )  # fmt: skip
+        selection = processes.gathered(selection)[0]
         rows = replace(rows, validation=[])
         method = selection.best.method
         chosen_method = method_named(method)
@@ -241,6 +251,7 @@ def adapt(
 
     started = time.perf_counter()
     model, notes = build()
+    processes.same_start(model)
     train_seconds = time.perf_counter() - started
     if ranking is not None:
         notes["ranking"] = asdict(ranking)
@@ -256,7 +267,7 @@ def adapt(
         train_seconds = sum(f.train_seconds for f in fits.values())
     with model.attaching():
         metrics, predictions = evaluate(
-            model, task, base.tokenizer, test, chosen, progress=progress
+            model, task, base.tokenizer, test, chosen, progress=progress, shared=True
         )
         result = AdaptResult(
             model=model, base=base, task=task, metrics=metrics,
@@ -268,8 +279,9 @@ def adapt(
             settings=chosen, notes=notes, tried=tried, train_seconds=train_seconds,
             method=method, selection=selection,
         )  # fmt: skip
-        if folder is not None:
+        if folder is not None and processes.is_main():
             _write(result, folder, method=method, config=config, test=test, library=source)
+    processes.wait()
     return result
 
 
