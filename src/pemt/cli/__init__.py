@@ -133,7 +133,7 @@ def _one_of_several(arguments: Sequence[str]) -> str:
     processes.start()
     if processes.is_main():
         return "pemt"
-    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # until the process ends
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
     return f"pemt (process {processes.number()})"
 
 

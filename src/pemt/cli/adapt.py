@@ -106,8 +106,8 @@ def adapt(
         loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
     result = training.adapt(
         loaded, chosen, library, names=experts, shots=shots, data_seed=data_seed,
-        validation=validation, method=method, config=pemt, settings=settings, learning_rates=learning_rates,
-        cv_folds=cv_folds, cv_repeats=cv_repeats,
+        validation=validation, method=method, config=pemt, settings=settings,
+        learning_rates=learning_rates, cv_folds=cv_folds, cv_repeats=cv_repeats,
         test_rows=test_rows, data_dir=data_dir, folder=folder, progress=not json,
     )  # fmt: skip
     gates = None

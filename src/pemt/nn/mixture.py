@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
+from pemt.nn.by_task import ByTask
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
 from pemt.nn.experts import ExpertBank
 from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
@@ -53,8 +54,8 @@ class MixtureLayer(WrappedLinear):
         self,
         down: nn.Module,
         bank: ExpertBank | None,
-        gate: PromptGate | UniformGate | None,
-        adapter: TargetAdapter | None,
+        gate: PromptGate | UniformGate | ByTask | None,
+        adapter: TargetAdapter | ByTask | None,
         slot: Slot,
         *,
         index: int,
@@ -103,7 +104,8 @@ class MixtureLayer(WrappedLinear):
                     f"A layer that finds its gates in its own input got {tuple(x.shape)}",
                     "it takes [B, T, F]; use gate='task' on a base that flattens its batch",
                 )
-            gates = self.gate(prompt_mean(x, context.prompt_start, context.prompt_length))
+            start, length = context.prompt_start, context.prompt_length
+            gates = self.gate(prompt_mean(x, start, length, context.prompt_lengths))
         else:
             summary = context.summary if self.gate_input == "summary" else context.task_summary
             assert summary is not None, "the model sets the gate input before the layers run"

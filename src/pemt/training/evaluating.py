@@ -51,15 +51,22 @@ def side_of(family: Family) -> Literal["left", "right"]:
     return "left" if family == "decoder-only" else "right"
 
 
-def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
+def lengths(
+    model: AdaptedModel, settings: TrainSettings, taken: int | None = None
+) -> dict[str, Any]:
     """The length arguments of `pemt.tasks.encoding`: as asked, or fitted to what the base can take.
+
+    Args:
+        model: on its base.
+        settings: with the lengths asked for.
+        taken: positions of the prompt, where it is not simply the model's.
 
     Raises:
         ConfigError: the base has no room for the length asked for, or the prompt leaves the text
             less than 8 positions.
     """
     limit = max_positions(model.base.config, model.backbone)
-    taken = model.prompt_rows()
+    taken = model.prompt_rows() if taken is None else taken
     source = settings.max_source_length or SOURCE_LENGTH
     if limit is not None:
         room = limit - taken
@@ -219,11 +226,13 @@ def predict(
     if shared and processes.world() > 1:
         done = [i for rows in batches for i in rows]
         mine = [(i, values[i], texts[i]) for i in done]
-        for theirs, logs in processes.gathered((mine, None if scores is None else scores[done])):
+        for theirs, made_there in processes.gathered(
+            (mine, None if scores is None else scores[done])
+        ):
             for i, value, text in theirs:
                 values[i], texts[i] = value, text
-            if scores is not None:
-                scores[[i for i, *_ in theirs]] = logs
+            if scores is not None and made_there is not None:
+                scores[[i for i, *_ in theirs]] = made_there
     return Predictions(values, texts, scores)
 
 
