@@ -144,9 +144,12 @@ def test_refusals(place, tmp_path, capsys):
 
 
 def test_a_file_that_nobody_finishes_is_taken_away(tmp_path):
-    out = tmp_path / "answers.jsonl"
-    with pytest.raises(KeyboardInterrupt), command._whole(out) as write_line:
-        write_line("half")
-        assert (tmp_path / ".answers.jsonl.part").is_file()
-        raise KeyboardInterrupt
+    def interrupted():
+        with command._whole(tmp_path / "answers.jsonl") as write_line:
+            write_line("half")
+            assert (tmp_path / ".answers.jsonl.part").is_file()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not list(tmp_path.iterdir())

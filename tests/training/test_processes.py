@@ -77,7 +77,7 @@ def test_two_processes_give_what_one_gives(place, task, name):
 
 def test_both_processes_end_with_the_same_numbers(place):
     files = sorted(p.name for p in (place / "process-0").glob("*.safetensors"))
-    assert len(files) == len(worker.CASES) + 4
+    assert len(files) == len(worker.CASES) + 5
     for name in files:
         mine, theirs = (load_file(place / f"process-{i}" / name) for i in (0, 1))
         assert all(torch.equal(mine[k], theirs[k]) for k in mine), name
@@ -89,12 +89,15 @@ def test_a_killed_run_goes_on(place, task):
     assert not list((place / "resumed").iterdir())  # nothing of the way is left
 
 
-@pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
-def test_a_plain_wrapper_of_torch_averages_to_the_same(place, name):
-    model = worker.build(name, {})[1].train()
+WRAPPED = [*(f"wrapped-{name}" for name in tiny.ONE_OF_EACH_FAMILY), "sharded-bert"]
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_the_wrappers_of_torch_average_to_the_same(place, case):
+    model = worker.build(case.partition("-")[2], {})[1].train()
     ids, mask = tiny.batch(4)
     model(ids, mask, tiny.labels_for(model.family, ids, mask)).loss.backward()
-    close(load_file(place / "process-0" / f"wrapped-{name}.safetensors"), tiny.gradients(model))
+    close(load_file(place / "process-0" / f"{case}.safetensors"), tiny.gradients(model))
 
 
 def test_an_error_of_the_first_process_is_that_of_all(place):

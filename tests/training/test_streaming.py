@@ -89,5 +89,5 @@ def test_rows_that_cannot_be_read_end_the_stream(setting):
 
     stream = predict_stream(model, task, base.tokenizer, rows(), tiny.settings(), window=3)
     assert [next(stream).example.id for _ in range(3)] == ["0", "1", "2"]
-    with pytest.raises(DataError, match="rows.csv:6"):
+    with pytest.raises(DataError, match=r"rows\.csv:6"):
         next(stream)

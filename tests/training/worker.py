@@ -113,6 +113,24 @@ def wrapped(name: str) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def sharded(name: str) -> dict[str, torch.Tensor]:
+    """Gradients of a model whose every parameter is cut in two by FSDP (version 2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = build(name, {})[1].train()
+    for layer in model.base.encoder.layer:
+        fully_shard(layer)
+    around = fully_shard(model)
+    ids, mask = tiny.batch(4)
+    labels = tiny.labels_for(model.family, ids, mask)
+    mine = slice(2 * processes.number(), 2 * processes.number() + 2)
+    loss = around(
+        ids[mine], mask[mine], labels[mine], num_items_in_batch=4, num_examples_in_batch=4
+    ).loss
+    (loss * processes.world()).backward()
+    return {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.grad is not None}
+
+
 def refusals() -> list[str]:
     def unknown() -> None:
         raise UnknownNameError("task", "rtee", ["rte"])
@@ -148,6 +166,7 @@ def main(folder: Path) -> None:
     save_file(resumed(task, folder / "resumed"), out / "resumed.safetensors")
     for name in tiny.ONE_OF_EACH_FAMILY:
         save_file(wrapped(name), out / f"wrapped-{name}.safetensors")
+    save_file(sharded("bert"), out / "sharded-bert.safetensors")
     found["refusals"] = refusals()
     (out / "found.json").write_text(json.dumps(found))
 

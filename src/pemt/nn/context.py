@@ -146,7 +146,16 @@ class _BridgeSummary(torch.autograd.Function):
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
+    if torch.is_grad_enabled():
+        return _apply_uncompiled(function, *arguments)
     result: Tensor = function.apply(*arguments)  # torch leaves `apply` untyped
+    return result
+
+
+@torch.compiler.disable
+def _apply_uncompiled(function: Any, *arguments: Any) -> Tensor:
+    """Outside compiled graphs: what these functions leave in the context is a side effect."""
+    result: Tensor = function.apply(*arguments)
     return result
 
 
