@@ -419,7 +419,9 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> str:
     add(embedding)
     for site in down_projections_seen_through(model, backbone):
         weight = getattr(site, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+        # quantised weights, which some libraries keep in tensors of their own kind, are left out
+        plain = isinstance(weight, torch.Tensor) and type(weight.detach()) is torch.Tensor
+        if plain and weight.is_floating_point():
             add(weight)
     return digest.hexdigest()
 
