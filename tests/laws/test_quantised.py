@@ -41,9 +41,9 @@ def test_an_8_bit_base_is_near_its_float32_one(name, library, tmp_path):
     asked = configuration(library)
     base = tiny.base(name)
     base.save_pretrained(tmp_path)
-    small = AUTO[name].from_pretrained(
-        tmp_path, quantization_config=asked, dtype=torch.float32
-    ).eval()
+    small = (
+        AUTO[name].from_pretrained(tmp_path, quantization_config=asked, dtype=torch.float32).eval()
+    )
     assert any(not p.is_floating_point() or type(p.detach()) is not torch.Tensor
                for p in small.parameters())  # fmt: skip
     ids, mask = tiny.batch()

@@ -188,7 +188,7 @@ def predict(
     collate = Collator(tokenizer, model.family, side=side_of(model.family))
     ranks = how == "rank" and model.outputs != 1
     choices = [e.options or task.labels for e in examples]
-    answer_ids = _answer_ids(task, tokenizer, model, choices) if ranks else {}
+    answer_ids = word_ids(task, tokenizer, model, choices) if ranks else {}
     values: list[Any] = [None] * len(encoded)
     texts = [""] * len(encoded)
     widest = max((len(own) for own in choices), default=0)
@@ -298,7 +298,7 @@ def _batches(
     return made
 
 
-def _answer_ids(
+def word_ids(
     task: Task, tokenizer: Any, model: AdaptedModel, choices: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[list[int]]]:
     """Token ids of each set of label words in use; none are needed where a head answers.

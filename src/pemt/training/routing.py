@@ -14,7 +14,7 @@ from pemt.model.router import TaskRouter
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, Encoded, encode_prompts_only
 from pemt.tasks.metrics import parse_answer
-from pemt.training.evaluating import _answer_ids, answers_of, evaluating, lengths, side_of
+from pemt.training.evaluating import word_ids, answers_of, evaluating, lengths, side_of
 from pemt.training.settings import TrainSettings
 from pemt.training.streaming import WINDOW, Answer
 
@@ -99,7 +99,7 @@ def _window(
         )
         how = answers_of(task, router.family, own.answers)
         if how == "rank" and router.head is None:
-            words[name] = _answer_ids(
+            words[name] = word_ids(
                 task, tokenizer, router, [e.options or task.labels for _, e in mine]
             )
         for (i, e), row in zip(mine, encoded, strict=True):
