@@ -420,9 +420,9 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> str:
     for site in down_projections_seen_through(model, backbone):
         weight = getattr(site, "weight", None)
         # quantised weights, which some libraries keep in tensors of their own kind, are left out
-        plain = isinstance(weight, torch.Tensor) and type(weight.detach()) is torch.Tensor
-        if plain and weight.is_floating_point():
-            add(weight)
+        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        if floating and type(plain := weight.detach()) is torch.Tensor:  # type: ignore[union-attr]
+            add(plain)
     return digest.hexdigest()
 
 

@@ -147,12 +147,13 @@ class _BridgeSummary(torch.autograd.Function):
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
     if torch.is_grad_enabled():
-        return _apply_uncompiled(function, *arguments)
+        made: Tensor = _apply_uncompiled(function, *arguments)
+        return made
     result: Tensor = function.apply(*arguments)  # torch leaves `apply` untyped
     return result
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _apply_uncompiled(function: Any, *arguments: Any) -> Tensor:
     """Outside compiled graphs: what these functions leave in the context is a side effect."""
     result: Tensor = function.apply(*arguments)

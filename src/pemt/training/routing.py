@@ -14,7 +14,7 @@ from pemt.model.router import TaskRouter
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, Encoded, encode_prompts_only
 from pemt.tasks.metrics import parse_answer
-from pemt.training.evaluating import word_ids, answers_of, evaluating, lengths, side_of
+from pemt.training.evaluating import answers_of, evaluating, lengths, side_of, word_ids
 from pemt.training.settings import TrainSettings
 from pemt.training.streaming import WINDOW, Answer
 
