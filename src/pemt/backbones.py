@@ -419,8 +419,10 @@ def fingerprint(model: nn.Module, backbone: Backbone) -> str:
     add(embedding)
     for site in down_projections_seen_through(model, backbone):
         weight = getattr(site, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-            add(weight)
+        # quantised weights, which some libraries keep in tensors of their own kind, are left out
+        floating = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        if floating and type(plain := weight.detach()) is torch.Tensor:  # type: ignore[union-attr]
+            add(plain)
     return digest.hexdigest()
 
 

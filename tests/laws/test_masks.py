@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from pemt.errors import UnknownNameError
 from pemt.guide import NONE
 from pemt.model import PemtModel
+from pemt.model.gated import GateRecord, joined
 from tests import adapters, tiny
 from tests.guide.test_guided import guided
 
@@ -190,6 +191,42 @@ def test_recorded_gates_are_those_of_the_passes(name):
     with model.recording() as fresh:
         pass
     assert (fresh.rows, fresh.mean(), fresh.entropy()) == (0, None, None)
+
+
+@FAMILIES
+def test_records_of_parts_of_the_rows_join_to_that_of_all(name):
+    model = stirred(name)
+    ids, mask = tiny.batch(rows=4)
+    records = []
+    for rows in (slice(0, 4), slice(0, 0), slice(0, 3), slice(3, 4)):
+        with model.recording() as record:
+            if len(ids[rows]):
+                model.label_scores(ids[rows], mask[rows], [[5, 1], [6, 1]])
+        records.append(record)
+    whole, made = records[0], joined(records[1:])
+    assert made.rows == whole.rows == 4
+    assert_close(made.mean(), whole.mean())
+    assert_close(made.entropy(), whole.entropy())
+    assert joined([GateRecord([0]), GateRecord([0])]).mean() is None
+
+
+@FAMILIES
+def test_with_top_k_the_k_are_of_those_that_stay(name):
+    """Whom the mask leaves out is not among the k: the next one takes its place."""
+    ids, mask = tiny.batch()
+    dense, cut = stirred(name), stirred(name, top_k=1)
+    with dense.keeping("bc"):
+        largest = dense.gates(ids, mask).argmax(-1)
+    with cut.keeping("bc"):
+        gates = cut.gates(ids, mask)
+    # layers below the first see other inputs once it is cut: theirs are one-hot among b and c too
+    assert torch.equal(gates[0], torch.nn.functional.one_hot(largest[0], 3).float())
+    assert ((gates == 0) | (gates == 1)).all()
+    assert (gates[..., 0] == 0).all()
+    with cut.keeping("a"):
+        assert (cut.gates(ids, mask)[..., 0] == 1).all()
+    with cut.keeping([]):
+        assert (cut.gates(ids, mask) == 0).all()
 
 
 def test_recording_without_a_mixture_notes_nothing():

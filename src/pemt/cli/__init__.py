@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pemt.errors import PemtError
@@ -18,6 +19,10 @@ SWITCHES = (
     "--recorded",
 )  # fmt: skip
 """Flags that may stand alone, and then mean true."""
+
+
+SEVERAL = ("adapt", "train-source")
+"""Commands that several processes do together, under `torchrun` or `accelerate launch`."""
 
 
 def commands() -> dict[str, Any]:
@@ -112,7 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"pemt {__version__}")
         return 0
+    who = "pemt"
     try:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            who = _one_of_several(arguments)
         result = auto_cli(
             _asked_for(commands(), arguments), args=_friendly(arguments) or ["--help"], prog="pemt",
             as_positional=True,
@@ -120,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "mixture of frozen source-task adapters (PEMT, arXiv 2402.15082).",
         )  # fmt: skip
     except PemtError as error:
-        print(f"pemt: {error}", file=sys.stderr)
+        print(f"{who}: {error}", file=sys.stderr)
         return 1
     except SystemExit as ended:
         if not ended.code and {"-h", "--help"} & set(arguments):
@@ -130,6 +138,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("pemt: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return int(result or 0)
+
+
+def _one_of_several(arguments: Sequence[str]) -> str:
+    """Join the processes a launcher started; all but the first print nothing but errors.
+
+    Returns:
+        What errors are signed with.
+
+    Raises:
+        ConfigError: a command that is not made for several processes.
+    """
+    from pemt.errors import ConfigError
+    from pemt.training import processes
+
+    command = arguments[0] if arguments else "--help"
+    if command not in SEVERAL:
+        raise ConfigError(
+            f"`pemt {command}` in {processes.launched()} processes",
+            f"{' and '.join(SEVERAL)} share their work; start this without a launcher",
+        )
+    processes.start()
+    if processes.is_main():
+        return "pemt"
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    return f"pemt (process {processes.number()})"
 
 
 def _asked_for(offered: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def adapt(
     from pemt import training
     from pemt.bases import load_base
     from pemt.methods import method_named
+    from pemt.training import processes
 
     chosen = task_from(task, **flags)
     if instant:
@@ -104,11 +105,12 @@ def adapt(
         pemt = PemtConfig.released()
     if answers is not None:
         settings = settings.changed(answers=answers)
+    with processes.main_first():
+        loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
     result = training.adapt(
-        load_base(base, precision=precision),  # type: ignore[arg-type]
-        chosen, library, names=experts, shots=shots, data_seed=data_seed, validation=validation,
-        method=method, config=pemt, settings=settings, learning_rates=learning_rates,
-        cv_folds=cv_folds, cv_repeats=cv_repeats,
+        loaded, chosen, library, names=experts, shots=shots, data_seed=data_seed,
+        validation=validation, method=method, config=pemt, settings=settings,
+        learning_rates=learning_rates, cv_folds=cv_folds, cv_repeats=cv_repeats,
         test_rows=test_rows, data_dir=data_dir, folder=folder, progress=not json,
     )  # fmt: skip
     gates = None

@@ -115,11 +115,17 @@ def run_folder(folder: Path | None, default: str, *, overwrite: bool) -> Path:
     """
     import shutil
 
-    folder = folder or Path("runs") / default
-    if (folder / "results.json").is_file():
-        if not overwrite:
-            raise ConfigError(
-                f"{folder} holds a finished run", "give another --output, or --overwrite true"
-            )
-        shutil.rmtree(folder)
-    return folder
+    from pemt.training import processes
+
+    place = folder or Path("runs") / default
+
+    def cleared() -> None:
+        if (place / "results.json").is_file():
+            if not overwrite:
+                raise ConfigError(
+                    f"{place} holds a finished run", "give another --output, or --overwrite true"
+                )
+            shutil.rmtree(place)
+
+    processes.on_main(cleared)
+    return place

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json as json_format
-import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pemt.training.settings import Answers
 
+if TYPE_CHECKING:
+    from pemt.tasks import Example, Task
+    from pemt.training import Answer
+
 
 def predict(
-    run: Path,
+    run: str,
     *,
     text: list[str] | None = None,
     input: Path | None = None,
     output: Path | None = None,
+    task_column: str = "task",
     library: str | None = None,
     base: str | None = None,
     precision: str = "auto",
@@ -24,69 +30,146 @@ def predict(
 ) -> int:
     """Answer new texts with an adapted model.
 
-    Give texts on the command line, or a CSV, TSV or JSONL file with the columns of the task's
-    template.
+    Give texts on the command line, or a CSV, TSV, JSONL or Parquet file with the columns of the
+    task's template. A file of any length is answered in bounded memory, in its order.
+
+    Several models of one base and the same experts answer a file together: name their runs with
+    commas, and each row's task in a column.
 
     Example: pemt predict runs/product_reviews-pemt-16-0 --text '["it broke after a day"]'
 
+    Several: pemt predict runs/reviews,spam=runs/sms_spam-pemt-16-0 --input mixed.jsonl
+
     Args:
-        run: folder that `pemt adapt` wrote, or the model folder in it.
+        run: folder that `pemt adapt` wrote, or the model folder in it; several with commas, each
+            perhaps as NAME=FOLDER (its name is the task's otherwise).
         text: texts; a task with one column renders them, others take them as they are.
         input: a file with one row per text.
-        output: write one JSON object per line here instead of to stdout.
+        output: write one JSON object per line here instead of to stdout; the file is there whole
+            or not at all.
+        task_column: with several runs: the column with the name of each row's task.
         library: folder or hf:// address of the experts, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         precision: of the frozen base: auto, float32 or bfloat16.
         answers: rank the label words, generate, or auto; by default as the model was adapted with.
         json: print one JSON object per line instead of the answer alone.
     """
-    from pemt.errors import ConfigError, DataError
-    from pemt.tasks import Example
-    from pemt.tasks.files import read_file
-    from pemt.training import predict as answer
-    from pemt.training.deploying import load_run
+    from pemt.errors import ConfigError
+    from pemt.training import predict_routed, predict_stream
+    from pemt.training.deploying import load_run, load_runs
 
     if (text is None) == (input is None):
         raise ConfigError(
             "Nothing to answer, or two sources at once", "give either --text or --input"
         )
-    loaded = load_run(run, library=library, base=base, precision=precision)
-    task = loaded.task
-    examples: list[Example] = []
-    if input is not None:
-        needed = (*task.columns, *task.option_columns)
-        for line, row in read_file(input):
-            where = f"{input}:{line}"
-            missing = [c for c in needed if c not in row]
-            if missing:
-                raise DataError(
-                    f"{where}: no column {missing[0]!r}",
-                    f"the task needs {', '.join(needed)}; this row has {', '.join(row)}",
-                )
-            number, options = str(len(examples)), task.options_of(row, where)
-            examples.append(Example(number, task.render(row), None, "", options=options))
+    runs = [one.strip() for one in run.split(",")]
+    found: Iterable[Answer]
+    if len(runs) > 1:
+        if input is None:
+            raise ConfigError(
+                f"--text for {len(runs)} runs", f"give --input with a column {task_column!r}"
+            )
+        several = load_runs(runs, library=library, base=base, precision=precision)
+        chosen = {
+            name: own if answers is None else own.changed(answers=answers)
+            for name, own in several.settings.items()
+        }
+        found = predict_routed(
+            several.router, several.tasks, several.base.tokenizer,
+            _routed_rows(input, several.tasks, task_column), chosen,
+        )  # fmt: skip
     else:
-        columns = list(task.columns)
-        rendered = [task.render({columns[0]: t}) if len(columns) == 1 else t for t in text or []]
-        examples = [Example(str(i), t, None, "") for i, t in enumerate(rendered)]
-    settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
-    made = answer(
-        loaded.model, task, loaded.base.tokenizer, examples, settings,
-        progress=output is not None,
-    )  # fmt: skip
-    lines = []
-    for i, (example, said) in enumerate(zip(examples, made.texts, strict=True)):
-        entry: dict[str, Any] = {"text": example.text, "answer": said}
-        if made.log_probabilities is not None:
-            words = example.options or task.labels
-            chances = made.log_probabilities[i].softmax(-1)[: len(words)].tolist()
-            entry["probabilities"] = dict(zip(words, chances, strict=True))
-        lines.append(json_format.dumps(entry, ensure_ascii=False) if json or output else said)
-    if output is not None:
-        temporary = output.with_name(f".{output.name}.part")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(output)
-        print(f"{len(lines)} answers in {output}")
+        loaded = load_run(runs[0], library=library, base=base, precision=precision)
+        settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
+        rows = _rows(input, loaded.task) if input is not None else _texts(text or [], loaded.task)
+        found = predict_stream(loaded.model, loaded.task, loaded.base.tokenizer, rows, settings)
+    if output is None:
+        for answer in found:
+            print(_line(answer) if json else answer.text, flush=True)
         return 0
-    sys.stdout.write("\n".join(lines) + "\n")
+    count = 0
+    with _whole(output) as write, _counted() as tell:
+        for count, answer in enumerate(found, start=1):  # noqa: B007 - said below
+            write(_line(answer) + "\n")
+            tell()
+    print(f"{count} answers in {output}")
     return 0
+
+
+def _texts(texts: list[str], task: Task) -> Iterator[Example]:
+    from pemt.tasks import Example
+
+    columns = list(task.columns)
+    for i, text in enumerate(texts):
+        rendered = task.render({columns[0]: text}) if len(columns) == 1 else text
+        yield Example(str(i), rendered, None, "")
+
+
+def _rows(path: Path, task: Task) -> Iterator[Example]:
+    from pemt.tasks.files import at, stream_file
+
+    for i, (line, row) in enumerate(stream_file(path)):
+        yield _example(row, task, at(str(path), line), i)
+
+
+def _routed_rows(path: Path, tasks: dict[str, Task], column: str) -> Iterator[tuple[str, Example]]:
+    from pemt.errors import DataError
+    from pemt.tasks.files import at, stream_file
+
+    for i, (line, row) in enumerate(stream_file(path)):
+        where, name = at(str(path), line), row.get(column)
+        if name not in tasks:
+            what = f"no column {column!r}" if column not in row else f"{column} {name!r}"
+            raise DataError(f"{where}: {what}", f"name the row's task: {', '.join(tasks)}")
+        yield str(name), _example(row, tasks[str(name)], where, i)
+
+
+def _example(row: dict[str, Any], task: Task, where: str, number: int) -> Example:
+    """A row without a label.
+
+    Raises:
+        DataError: a column that the task's template needs is not there.
+    """
+    from pemt.errors import DataError
+    from pemt.tasks import Example
+
+    needed = (*task.columns, *task.option_columns)
+    missing = [c for c in needed if c not in row]
+    if missing:
+        raise DataError(
+            f"{where}: no column {missing[0]!r}",
+            f"the task needs {', '.join(needed)}; this row has {', '.join(row)}",
+        )
+    return Example(str(number), task.render(row), None, "", options=task.options_of(row, where))
+
+
+def _line(answer: Answer) -> str:
+    entry: dict[str, Any] = {} if answer.task is None else {"task": answer.task}
+    entry |= {"text": answer.example.text, "answer": answer.text}
+    if answer.probabilities is not None:
+        entry["probabilities"] = answer.probabilities
+    return json_format.dumps(entry, ensure_ascii=False)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Callable[[str], int]]:
+    """Write lines to a file that is there whole, or not at all if anything goes wrong."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file.write
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _counted() -> Iterator[Callable[[], None]]:
+    """A line on stderr that counts rows; how many there will be, a stream does not say."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("answering", total=None)
+        yield lambda: bar.advance(task)

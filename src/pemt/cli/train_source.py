@@ -65,12 +65,14 @@ def train_source(
     """
     from pemt import training
     from pemt.bases import load_base
+    from pemt.training import processes
 
     chosen = task_from(task, **flags)
     folder = run_folder(output, f"source-{name or chosen.name}", overwrite=overwrite)
+    with processes.main_first():
+        loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
     made = training.train_source(
-        load_base(base, precision=precision),  # type: ignore[arg-type]
-        chosen, library, name=name, config=source, settings=settings, rows=rows,
+        loaded, chosen, library, name=name, config=source, settings=settings, rows=rows,
         validation_rows=validation_rows, test_rows=test_rows, data_seed=data_seed,
         data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
     )  # fmt: skip

@@ -31,6 +31,7 @@ from pemt.model import AdaptedModel, AdaptedOutput
 from pemt.nn import ForwardContext, TaskHead
 from pemt.tasks import Example
 from pemt.tasks.encoding import encode_prompts_only
+from pemt.training import processes
 from pemt.training.evaluating import lengths
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import some
@@ -57,6 +58,11 @@ class SetFitModel(AdaptedModel):
             ConfigError: the library is not installed, or the base's modules are not known here.
             DataError: training rows of one class.
         """
+        if processes.launched() > 1:
+            raise ConfigError(
+                f"SetFit in {processes.launched()} processes",
+                "its library has a trainer of its own: start it without a launcher",
+            )
         library = _library()
         base = setting.base
         _require_two_classes(setting)

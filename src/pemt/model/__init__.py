@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pemt.model.config import PemtConfig, SourceConfig
     from pemt.model.description import description_prompt, random_prompt, vocabulary_prompt
     from pemt.model.pemt import PemtModel
+    from pemt.model.router import TaskPart, TaskRouter
     from pemt.model.source import SourceModel
 
 __getattr__ = lazy(
@@ -22,6 +23,8 @@ __getattr__ = lazy(
         "PemtModel": "pemt.model.pemt",
         "SourceConfig": "pemt.model.config",
         "SourceModel": "pemt.model.source",
+        "TaskPart": "pemt.model.router",
+        "TaskRouter": "pemt.model.router",
         "description_prompt": "pemt.model.description",
         "random_prompt": "pemt.model.description",
         "vocabulary_prompt": "pemt.model.description",
@@ -35,6 +38,8 @@ __all__ = [
     "PemtModel",
     "SourceConfig",
     "SourceModel",
+    "TaskPart",
+    "TaskRouter",
     "description_prompt",
     "random_prompt",
     "vocabulary_prompt",

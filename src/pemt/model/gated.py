@@ -54,6 +54,18 @@ class GateRecord:
         return None if self._entropy is None else self._entropy.cpu() / self.rows
 
 
+def joined(records: Sequence[GateRecord]) -> GateRecord:
+    """One record of the rows of several, all of the same model."""
+    first, *others = [r for r in records if r.rows] or list(records)
+    for other in others:
+        if other._gates is None or other._entropy is None or first._gates is None:
+            continue
+        assert first._entropy is not None
+        first._gates, first._entropy = first._gates + other._gates, first._entropy + other._entropy
+        first.rows += other.rows
+    return first
+
+
 class GatedModel(AdaptedModel):
     """What `PemtModel` is built on: gates that can be recorded, and masked without retraining."""
 

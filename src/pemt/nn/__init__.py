@@ -5,6 +5,7 @@ width, F feed-forward width, K experts, R expert rank.
 """
 
 from pemt.nn.adapter import TargetAdapter
+from pemt.nn.by_task import ByTask
 from pemt.nn.context import ForwardContext, Slot, bridge_summary, combine_loss, enter_backward
 from pemt.nn.experts import BottleneckBranch, ExpertBank, ExpertTensors, LoraBranch, ParallelExpert
 from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
@@ -18,6 +19,7 @@ from pemt.nn.wrapped import WrappedLinear
 
 __all__ = [
     "BottleneckBranch",
+    "ByTask",
     "CorrelationPrompt",
     "ExpertBank",
     "ExpertTensors",

@@ -35,6 +35,8 @@ class ForwardContext:
     Attributes:
         prompt_start: index of the first prompt position in the prompted sequence.
         prompt_length: P.
+        prompt_lengths: `[B]`, where rows have prompts of different lengths, the longest P.
+        tasks: `[B]` number of each row's task, on the CPU, where rows are of several.
         token_weights: per stack ("encoder" or "decoder") the `[B, T]` 0/1 weights of the tokens
             that the Task Sparsity Loss averages over; None means every position.
         sparsity: whether layers compute the loss at all.
@@ -54,6 +56,8 @@ class ForwardContext:
 
     prompt_start: int = 0
     prompt_length: int = 0
+    prompt_lengths: Tensor | None = None
+    tasks: Tensor | None = None
     token_weights: dict[str, Tensor | None] = field(default_factory=dict)
     sparsity: bool = False
     summary: Tensor | None = None
@@ -148,7 +152,17 @@ class _BridgeSummary(torch.autograd.Function):
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
+    if torch.is_grad_enabled():
+        made: Tensor = _apply_uncompiled(function, *arguments)
+        return made
     result: Tensor = function.apply(*arguments)  # torch leaves `apply` untyped
+    return result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _apply_uncompiled(function: Any, *arguments: Any) -> Tensor:
+    """Outside compiled graphs: what these functions leave in the context is a side effect."""
+    result: Tensor = function.apply(*arguments)
     return result
 
 
@@ -201,7 +215,7 @@ def bridge_summary(
         `hidden`, to be used from here on.
     """
     start, length = context.prompt_start, context.prompt_length
-    summary = prompt_mean(hidden, start, length)
+    summary = prompt_mean(hidden, start, length, context.prompt_lengths)
     if reentrant and summary.requires_grad:
         summary = summary.detach().requires_grad_()
         hidden = _apply(_BridgeSummary, hidden, summary, context)

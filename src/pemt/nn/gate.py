@@ -10,8 +10,17 @@ from pemt.errors import ConfigError
 LEAST = 1e-4
 
 
-def prompt_mean(hidden: Tensor, start: int, length: int) -> Tensor:
-    """Mean over the prompt positions: `[B, T, W]` -> `[B, W]`, float32."""
+def prompt_mean(hidden: Tensor, start: int, length: int, lengths: Tensor | None = None) -> Tensor:
+    """Mean over the prompt positions: `[B, T, W]` -> `[B, W]`, float32.
+
+    With `lengths` `[B]` row i has a prompt of `lengths[i]` positions, at most `length`.
+    """
+    if lengths is not None:
+        if len(lengths) != len(hidden):  # beams repeat each row, side by side
+            lengths = lengths.repeat_interleave(len(hidden) // len(lengths))
+        there = torch.arange(length, device=hidden.device) < lengths.unsqueeze(1)  # [B, P]
+        kept = hidden[:, start : start + length].float() * there.unsqueeze(-1)
+        return kept.sum(1) / lengths.unsqueeze(1)
     return hidden[:, start : start + length].mean(1, dtype=torch.float32)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
+from pemt.nn.by_task import ByTask
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
 from pemt.nn.experts import ExpertBank, LoraBranch
 from pemt.nn.gate import PromptGate, UniformGate, masked, prompt_mean
@@ -59,8 +60,8 @@ class MixtureLayer(WrappedLinear):
         self,
         down: nn.Module,
         bank: ExpertBank | None,
-        gate: PromptGate | UniformGate | None,
-        adapter: TargetAdapter | LoraBranch | None,
+        gate: PromptGate | UniformGate | ByTask | None,
+        adapter: TargetAdapter | LoraBranch | ByTask | None,
         slot: Slot,
         *,
         index: int,
@@ -107,7 +108,7 @@ class MixtureLayer(WrappedLinear):
         kept = context.gates.get(self.index)
         if context.reuse_gates and kept is not None:
             return _rows(kept, rows)
-        if isinstance(self.gate, UniformGate):
+        if self.gate_input == "none" or isinstance(self.gate, UniformGate):
             gates = masked(self.gate(x), context.gate_mask)
         else:
             gates = self._gates_of(self.gate, self._gate_reads(x, context), context)
@@ -122,16 +123,18 @@ class MixtureLayer(WrappedLinear):
                     f"A layer that finds its gates in its own input got {tuple(x.shape)}",
                     "it takes [B, T, F]; use gate='task' on a base that flattens its batch",
                 )
-            return prompt_mean(x, context.prompt_start, context.prompt_length)
+            start, length = context.prompt_start, context.prompt_length
+            return prompt_mean(x, start, length, context.prompt_lengths)
         summary = context.summary if self.gate_input == "summary" else context.task_summary
         assert summary is not None, "the model sets the gate input before the layers run"
         return summary
 
-    def _gates_of(self, gate: PromptGate, u: Tensor, context: ForwardContext) -> Tensor:
+    def _gates_of(self, gate: PromptGate | ByTask, u: Tensor, context: ForwardContext) -> Tensor:
         """All gates, or the k largest of those not masked; the context is told whose they are."""
         mask = context.gate_mask
         if self.top_k is None or (self.training and not self.top_k_train):
             return masked(gate(u), mask)
+        assert isinstance(gate, PromptGate), "a router takes no tasks with top-k"
         scores = gate.scores(u)
         if mask is not None and bool(mask.any()):
             scores = scores.masked_fill(~mask, float("-inf"))

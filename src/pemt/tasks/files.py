@@ -39,7 +39,12 @@ def raise_first(where: str, error: DataError) -> None:  # noqa: ARG001 - the err
 
 
 def read_file(path: Path, refuse: Refuse = raise_first) -> list[Row]:
-    """Every row of a file.
+    """Every row of a file; arguments and errors are those of ``stream_file``."""
+    return list(stream_file(path, refuse))
+
+
+def stream_file(path: Path, refuse: Refuse = raise_first) -> Iterator[Row]:
+    """The rows of a file, one after another.
 
     Args:
         path: ``.csv``, ``.tsv`` (both with a header) or ``.jsonl``, UTF-8, ``.gz`` may follow; or
@@ -51,23 +56,27 @@ def read_file(path: Path, refuse: Refuse = raise_first) -> list[Row]:
         DataError: missing, empty, truncated, not UTF-8, a broken line; file and line are named.
     """
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if path.suffix == PARQUET:
-        rows = list(_parquet(path))
-    elif suffix == ".jsonl":
-        with _stream(path) as stream:
-            rows = list(_jsonl(_lines(stream, path, refuse), str(path), refuse))
-    elif suffix in SUFFIXES:
-        with _stream(path) as stream, _long_cells():
-            delimiter = "," if suffix == ".csv" else "\t"
-            rows = list(_csv(_lines(stream, path, refuse), str(path), delimiter, refuse))
-    else:
+    if path.suffix != PARQUET and suffix not in SUFFIXES:
         raise DataError(
             f"{path} is none of the file types read here",
             f"allowed: {', '.join(SUFFIXES)}, each also with .gz, and {PARQUET}",
         )
-    if not rows:
+    some = False
+    for row in _parquet(path) if path.suffix == PARQUET else _text_rows(path, suffix, refuse):
+        some = True
+        yield row
+    if not some:
         raise DataError(f"{path} has no rows", "it must hold at least one labelled row")
-    return rows
+
+
+def _text_rows(path: Path, suffix: str, refuse: Refuse) -> Iterator[Row]:
+    with _stream(path) as stream:
+        lines = _lines(stream, path, refuse)
+        if suffix == ".jsonl":
+            yield from _jsonl(lines, str(path), refuse)
+            return
+        with _long_cells():
+            yield from _csv(lines, str(path), "," if suffix == ".csv" else "\t", refuse)
 
 
 def at(source: str, number: int) -> str:

@@ -9,13 +9,16 @@ from pemt._lazy import lazy
 if TYPE_CHECKING:
     from pemt.training.adapting import AdaptResult, adapt
     from pemt.training.evaluating import Predictions, evaluate, predict, report_of
+    from pemt.training.routing import predict_routed
     from pemt.training.settings import Answers, TrainSettings
     from pemt.training.sourcing import SourceResult, train_source
+    from pemt.training.streaming import Answer, predict_stream
 
 __getattr__ = lazy(
     __name__,
     {
         "AdaptResult": "pemt.training.adapting",
+        "Answer": "pemt.training.streaming",
         "Answers": "pemt.training.settings",
         "Predictions": "pemt.training.evaluating",
         "SourceResult": "pemt.training.sourcing",
@@ -23,6 +26,8 @@ __getattr__ = lazy(
         "adapt": "pemt.training.adapting",
         "evaluate": "pemt.training.evaluating",
         "predict": "pemt.training.evaluating",
+        "predict_routed": "pemt.training.routing",
+        "predict_stream": "pemt.training.streaming",
         "report_of": "pemt.training.evaluating",
         "train_source": "pemt.training.sourcing",
     },
@@ -30,6 +35,7 @@ __getattr__ = lazy(
 
 __all__ = [
     "AdaptResult",
+    "Answer",
     "Answers",
     "Predictions",
     "SourceResult",
@@ -37,6 +43,8 @@ __all__ = [
     "adapt",
     "evaluate",
     "predict",
+    "predict_routed",
+    "predict_stream",
     "report_of",
     "train_source",
 ]

@@ -23,6 +23,7 @@ from pemt.tasks import Example, FewShot, Task, draw, load_splits
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.tasks.fewshot import Validation
 from pemt.tasks.reporting import ConstantAnswer, Report
+from pemt.training import processes
 from pemt.training.choosing import best_experts, picked
 from pemt.training.diagnosing import constant_of, diagnosis_of, target_prompt
 from pemt.training.evaluating import (
@@ -180,6 +181,8 @@ def adapt(
 ) -> AdaptResult:
     """Adapt a base to a target task (METHOD.md, stage 2), or run a baseline on the same rows.
 
+    Under `torchrun` or `accelerate launch` all processes call it, and all get the result.
+
     Args:
         base: a loaded base, or its name.
         task: a task, or its name in the registry.
@@ -210,7 +213,11 @@ def adapt(
     Raises:
         ConfigError: the method is not defined for this base or this kind of task.
     """
-    base = load_base(base) if isinstance(base, str) else base
+    processes.start()
+    progress = progress and processes.is_main()
+    if isinstance(base, str):
+        with processes.main_first():
+            base = load_base(base)
     task = Task.named(task) if isinstance(task, str) else task
     names_of_methods = [name.strip() for name in method.split(",")]
     methods = [method_named(name) for name in names_of_methods]
@@ -222,9 +229,10 @@ def adapt(
     if isinstance(experts, (str, Path)):
         experts = ExpertLibrary(experts)
     source = str(experts) if isinstance(experts, ExpertLibrary) else None  # a Hub's with its commit
-    rows = rows or target_rows(
-        task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
-    )
+    with processes.main_first():
+        rows = rows or target_rows(
+            task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
+        )
     if folder is not None:
         check_place(folder / "model")  # before the work, not after it
     for one in methods:
@@ -242,13 +250,15 @@ def adapt(
         names, ranking = best_experts(
             base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
         )
-    experts = picked(base, experts, names)
+    with processes.main_first():
+        experts = picked(base, experts, names)
     chosen_method, selection = methods[0], None
     if validation == "cv":
         selection = cross_validate(
             base, task, experts, rows.train, names_of_methods, config, chosen,
             learning_rates=learning_rates, folds=cv_folds, repeats=cv_repeats, progress=progress,
         )  # fmt: skip
+        selection = processes.gathered(selection)[0]
         rows = replace(rows, validation=[])
         method = selection.best.method
         chosen_method = method_named(method)
@@ -274,6 +284,7 @@ def adapt(
 
     started = time.perf_counter()
     model, notes = build()
+    processes.same_start(model)
     train_seconds = time.perf_counter() - started
     first_prompt = target_prompt(model)
     if ranking is not None:
@@ -290,7 +301,7 @@ def adapt(
         train_seconds = sum(f.train_seconds for f in fits.values())
     with model.attaching():
         metrics, predictions = evaluate(
-            model, task, base.tokenizer, test, chosen, progress=progress
+            model, task, base.tokenizer, test, chosen, progress=progress, shared=True
         )
         gates, spread = gates_of(model, task, base, test[:256], chosen) or (None, None)
         result = AdaptResult(
@@ -309,8 +320,9 @@ def adapt(
                 result, first_prompt=first_prompt, validation_rows=len(rows.validation),
                 shots=shots, evidence=shared.get("guide", (None, None))[1],
             )  # fmt: skip
-        if folder is not None:
+        if folder is not None and processes.is_main():
             _write(result, folder)
+    processes.wait()
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import ExpertLibrary
-from pemt.model import PemtModel
+from pemt.model import PemtModel, TaskPart, TaskRouter
 from pemt.model.config import from_dict
 from pemt.model.storage import CONFIG, load_model, read_description
 from pemt.tasks import Task
@@ -64,6 +65,13 @@ def load_run(
         ConfigError: no adapted model there, or one saved without its task.
         ExpertError: experts or base are not those it was adapted with.
     """
+    folder, described = _described(run)
+    loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
+    return _loaded(folder, loaded, library)
+
+
+def _described(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The model folder of a run, and its description with a task in it."""
     folder = model_folder(run)
     described = read_description(folder)
     if "task" not in described["extra"]:
@@ -71,9 +79,61 @@ def load_run(
             f"{folder} was saved without its task",
             "save it with extra={'task': task.to_dict()}, or use PemtModel.from_pretrained",
         )
-    loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
+    return folder, described
+
+
+def _loaded(folder: Path, loaded: Base, library: str | Path | None) -> Deployed:
     model, loaded, described = load_model(
         folder, base=loaded, library=None if library is None else ExpertLibrary(library)
     )
     settings = from_dict(TrainSettings, described["extra"].get("settings", {}))
     return Deployed(model, loaded, task_from_saved(described["extra"]["task"]), settings)
+
+
+@dataclass(frozen=True)
+class DeployedTasks:
+    """What answering rows of several tasks needs; tasks and settings by the router's names."""
+
+    router: TaskRouter
+    base: Base
+    tasks: dict[str, Task]
+    settings: dict[str, TrainSettings]
+
+
+def load_runs(
+    runs: Sequence[str | Path], *, library: str | Path | None = None, base: str | None = None,
+    precision: str = "auto",
+) -> DeployedTasks:  # fmt: skip
+    """Load several adapted models of one base and the same experts into one router.
+
+    Args:
+        runs: folders that `adapt` wrote; NAME=FOLDER names the task, which else keeps its name.
+        library: where the experts are, if they were not saved with the models.
+        base: load the base from here instead of from where the first model says.
+        precision: of the base.
+
+    Raises:
+        ConfigError: two tasks of one name, or models that cannot answer together.
+        ExpertError: models of different experts or bases.
+    """
+    parts, tasks, settings = [], {}, {}
+    loaded: Base | None = None
+    for given in runs:
+        name, equals, place = str(given).partition("=")
+        folder, described = _described(place if equals else given)
+        if loaded is None:
+            loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
+        one = _loaded(folder, loaded, library)
+        name = name if equals else one.task.name
+        with one.model.attaching():
+            if name in tasks:
+                raise ConfigError(
+                    f"Two runs of a task {name!r}", "name them: FIRST=FOLDER,SECOND=FOLDER"
+                )
+            parts.append(TaskPart.of(name, one.model))
+        one.model.detach()
+        tasks[name], settings[name] = one.task, one.settings
+    if loaded is None:
+        raise ConfigError("No runs", "give at least one folder that `pemt adapt` wrote")
+    router = TaskRouter(loaded.model, parts, backbone=loaded.backbone)
+    return DeployedTasks(router, loaded, tasks, settings)

@@ -18,6 +18,7 @@ from pemt.tasks.cache import encode_cached
 from pemt.tasks.encoding import Collator, Encoded, label_word_ids
 from pemt.tasks.metrics import Statistic, compute, parse_answer, resampled
 from pemt.tasks.reporting import Report, report
+from pemt.training import processes
 from pemt.training.settings import Answers, TrainSettings
 
 
@@ -50,15 +51,22 @@ def side_of(family: Family) -> Literal["left", "right"]:
     return "left" if family == "decoder-only" else "right"
 
 
-def lengths(model: AdaptedModel, settings: TrainSettings) -> dict[str, Any]:
+def lengths(
+    model: AdaptedModel, settings: TrainSettings, taken: int | None = None
+) -> dict[str, Any]:
     """The length arguments of `pemt.tasks.encoding`: as asked, or fitted to what the base can take.
+
+    Args:
+        model: on its base.
+        settings: with the lengths asked for.
+        taken: positions of the prompt, where it is not simply the model's.
 
     Raises:
         ConfigError: the base has no room for the length asked for, or the prompt leaves the text
             less than 8 positions.
     """
     limit = max_positions(model.base.config, model.backbone)
-    taken = model.prompt_rows()
+    taken = model.prompt_rows() if taken is None else taken
     source = settings.max_source_length or SOURCE_LENGTH
     if limit is not None:
         room = limit - taken
@@ -146,6 +154,7 @@ def predict(
     settings: TrainSettings | None = None,
     *,
     progress: bool = False,
+    shared: bool = False,
 ) -> Predictions:
     """Answer every example.
 
@@ -158,6 +167,7 @@ def predict(
         examples: their labels are not looked at.
         settings: batch size, lengths and how to answer.
         progress: show a progress bar.
+        shared: every process of a launcher calls this and answers its share of the batches.
 
     Raises:
         ConfigError: a generation task on an encoder-only base, or answers that cannot be had.
@@ -171,18 +181,21 @@ def predict(
             f"give its own label words (columns {', '.join(task.option_columns)})",
         )
     how = answers_of(task, model.family, settings.answers)
-    encoded = encode_cached(
-        examples, task, tokenizer, model.family, **lengths(model, settings), prompts_only=True
-    )
+    with processes.main_first() if shared else contextlib.nullcontext():
+        encoded = encode_cached(
+            examples, task, tokenizer, model.family, **lengths(model, settings), prompts_only=True
+        )
     collate = Collator(tokenizer, model.family, side=side_of(model.family))
     ranks = how == "rank" and model.outputs != 1
     choices = [e.options or task.labels for e in examples]
-    answer_ids = _answer_ids(task, tokenizer, model, choices) if ranks else {}
+    answer_ids = word_ids(task, tokenizer, model, choices) if ranks else {}
     values: list[Any] = [None] * len(encoded)
     texts = [""] * len(encoded)
     widest = max((len(own) for own in choices), default=0)
     scores = torch.full((len(encoded), widest), -torch.inf) if ranks and encoded else None
     batches = _batches(encoded, choices if ranks else [()] * len(encoded), settings.eval_batch_size)
+    if shared:
+        batches, progress = processes.share(batches), progress and processes.is_main()
     with evaluating(model):
         for rows in _bar(batches, "answering", progress):
             batch = collate([encoded[i] for i in rows])
@@ -210,6 +223,16 @@ def predict(
                 scores[rows, : logs.shape[1]] = logs
                 for i, best in zip(rows, logs.argmax(-1).tolist(), strict=True):
                     values[i], texts[i] = best, choices[i][best]
+    if shared and processes.world() > 1:
+        done = [i for rows in batches for i in rows]
+        mine = [(i, values[i], texts[i]) for i in done]
+        for theirs, made_there in processes.gathered(
+            (mine, None if scores is None else scores[done])
+        ):
+            for i, value, text in theirs:
+                values[i], texts[i] = value, text
+            if scores is not None and made_there is not None:
+                scores[[i for i, *_ in theirs]] = made_there
     return Predictions(values, texts, scores)
 
 
@@ -221,14 +244,15 @@ def evaluate(
     settings: TrainSettings | None = None,
     *,
     progress: bool = False,
+    shared: bool = False,
 ) -> tuple[dict[str, float], Predictions]:
-    """Answer and score.
+    """Answer and score; the arguments are those of `predict`.
 
     Returns:
         The task's metrics (plus "balanced_accuracy" for classification, "loss" where classes were
         scored or scores predicted, and "n"), and the answers. `report_of` says what is behind them.
     """
-    made = predict(model, task, tokenizer, examples, settings, progress=progress)
+    made = predict(model, task, tokenizer, examples, settings, progress=progress, shared=shared)
     truth = [_truth(task, e) for e in examples]
     scored = task
     if task.kind == "classification" and "balanced_accuracy" not in task.metrics:
@@ -288,7 +312,7 @@ def _batches(
     return made
 
 
-def _answer_ids(
+def word_ids(
     task: Task, tokenizer: Any, model: AdaptedModel, choices: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[list[int]]]:
     """Token ids of each set of label words in use; none are needed where a head answers.

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from pemt.errors import DataError, TrainingError
+from pemt.errors import ConfigError, DataError, TrainingError
 from pemt.model import AdaptedModel, PemtModel
 from pemt.tasks import Example, Task
 from pemt.tasks.cache import encode_cached
 from pemt.tasks.encoding import Collator
+from pemt.training import processes
 from pemt.training.evaluating import evaluate, lengths, side_of
 from pemt.training.memory import give_back_memory
 from pemt.training.record import write_json
@@ -87,7 +89,8 @@ def fit(
     """
     if not train:
         raise DataError(f"No training rows for task {task.name!r}", "give at least one")
-    rows = encode_cached(train, task, tokenizer, model.family, **lengths(model, settings))
+    with processes.main_first():
+        rows = encode_cached(train, task, tokenizer, model.family, **lengths(model, settings))
     return run(
         model,
         rows,
@@ -95,7 +98,7 @@ def fit(
         settings,
         total=steps_of(len(rows), settings),
         metric=task.metrics[0],
-        score=(lambda: evaluate(model, task, tokenizer, validation, settings)[0])
+        score=(lambda: evaluate(model, task, tokenizer, validation, settings, shared=True)[0])
         if validation
         else None,
         identity=lambda: _identity(model, task, train, validation, settings),
@@ -141,7 +144,14 @@ def run(
 
     Raises:
         TrainingError: a loss that is not finite.
+        ConfigError: rows in an order of their own, for several processes.
     """
+    if processes.world() > 1 and isinstance(rows, IterableDataset):
+        raise ConfigError(
+            f"{processes.world()} processes for rows that decide their own order",
+            "run this stage in one process",
+        )
+    processes.same_start(model)
     every = max(1, math.ceil(total / settings.evaluations))
     keep = folder is not None and settings.checkpoints
     best = BestState(
@@ -150,6 +160,7 @@ def run(
         patience=settings.patience if score else None,
         folder=folder if keep else None,
     )
+    progress = progress and processes.is_main()
     with contextlib.ExitStack() as stack:
         if folder is None:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="pemt-"))
@@ -189,7 +200,9 @@ def run(
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             stack.callback(model.gradient_checkpointing_disable)
-        checkpoint = get_last_checkpoint(place) if keep else None
+        checkpoint = None
+        if keep:
+            checkpoint = processes.on_main(lambda: _resumable(Path(place), identity))
         watch = None
         if folder is not None and score and isinstance(model, PemtModel) and model.gated_sites():
             watch = GateWatch(model, folder, resumed=checkpoint is not None)
@@ -205,8 +218,6 @@ def run(
         )
         if not progress:
             _drop_printer(trainer)
-        if keep:
-            _same_run(Path(place), identity(), checkpoint)
         if checkpoint is not None:
             best.resume()
         started = time.perf_counter()
@@ -222,7 +233,8 @@ def run(
     model.eval()
     del trainer
     give_back_memory()  # a program that adapts in a loop must not grow with it
-    if keep:
+    processes.wait()
+    if keep and processes.is_main():
         for old in Path(place).glob("checkpoint-*"):
             shutil.rmtree(old)
         for name in (BEST_STATE, BEST_RECORD, IDENTITY):
@@ -259,13 +271,14 @@ def fingerprint_of(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _same_run(folder: Path, identity: dict[str, Any], checkpoint: str | None) -> None:
-    """Write what this run is; refuse to go on with a checkpoint of another.
+def _resumable(folder: Path, identify: Callable[[], dict[str, Any]]) -> str | None:
+    """The checkpoint to go on from, if there is one; writes what this run is.
 
     Raises:
         TrainingError: the checkpoint there was made with other settings, rows or parameters.
     """
-    path = folder / IDENTITY
+    path, identity = folder / IDENTITY, identify()
+    checkpoint: str | None = get_last_checkpoint(str(folder))
     if checkpoint is not None and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [k for k in identity if before.get(k) != identity[k]]
@@ -275,6 +288,7 @@ def _same_run(folder: Path, identity: dict[str, Any], checkpoint: str | None) ->
                 "give another folder, remove this one, or run with the settings it began with",
             )
     write_json(path, identity)
+    return checkpoint
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ class TrainSettings:
     Attributes:
         learning_rate: peak; it decays linearly to 0 (METHOD.md, protocol). None takes the default
             of the method and family.
-        batch_size: examples per optimiser step and process, before accumulation.
+        batch_size: examples per optimiser step before accumulation, of all processes together.
         epochs: passes over the training rows.
         max_steps: optimiser steps; above 0 it replaces `epochs`.
         warmup_steps: of the learning rate.

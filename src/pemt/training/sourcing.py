@@ -25,6 +25,7 @@ from pemt.model import (
 from pemt.model.description import description_ids
 from pemt.tasks import Example, Task, load_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
+from pemt.training import processes
 from pemt.training.evaluating import evaluate, report_of
 from pemt.training.fitting import Fit, fingerprint_of, fit
 from pemt.training.record import run_record, versions, write_json
@@ -116,6 +117,8 @@ def train_source(
 ) -> SourceResult:
     """Train an expert on a source task (METHOD.md, stage 1).
 
+    Under `torchrun` or `accelerate launch` all processes call it, and all get the result.
+
     Args:
         base: a loaded base, or its name.
         task: a task, or its name in the registry.
@@ -136,7 +139,11 @@ def train_source(
     Returns:
         The expert's name, its test metrics and how training went.
     """
-    base = load_base(base) if isinstance(base, str) else base
+    processes.start()
+    progress = progress and processes.is_main()
+    if isinstance(base, str):
+        with processes.main_first():
+            base = load_base(base)
     task = Task.named(task) if isinstance(task, str) else task
     library = library if isinstance(library, ExpertLibrary) else ExpertLibrary(library)
     library.require_writable()
@@ -150,7 +157,8 @@ def train_source(
         raise ConfigError(
             f"The library already has an expert {name!r}", "pick another name, or overwrite it"
         )
-    splits = load_splits(task, data_dir=data_dir)
+    with processes.main_first():
+        splits = load_splits(task, data_dir=data_dir)
     train = some(splits.train, rows, data_seed)
     validation = some(splits.validation, validation_rows, data_seed)
     test = some(splits.test, test_rows, data_seed)
@@ -179,7 +187,9 @@ def train_source(
             folder=folder,
             progress=progress,
         )
-        metrics, made = evaluate(model, task, base.tokenizer, test, settings, progress=progress)
+        metrics, made = evaluate(
+            model, task, base.tokenizer, test, settings, progress=progress, shared=True
+        )
         interval = report_of(task, test, made).main_interval()
         alone = config.kind == "prompt"
         info = ExpertInfo(
@@ -199,12 +209,14 @@ def train_source(
             versions=versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
-        library.add(model.to_expert(info), overwrite=overwrite)
+        if processes.is_main():
+            library.add(model.to_expert(info), overwrite=overwrite)
     finally:
         model.detach()
-    if folder is not None:
+    if folder is not None and processes.is_main():
         write_json(folder / "run.json", run_record(stage="source", **_plain(info)))
         write_json(folder / "results.json", {"metrics": metrics, "fit": fitted.__dict__})
+    processes.wait()
     said = set(made.texts)
     constant = said.pop() if len(said) == 1 and len({e.target for e in test}) > 1 else None
     return SourceResult(name, metrics, fitted, constant)

@@ -7,12 +7,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy
@@ -20,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy
 from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
+from pemt.training import processes
 from pemt.training.watching import GateWatch
 
 TRAINED = "trained.safetensors"
@@ -51,7 +55,31 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         self._watch = watch
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
-        self._examples: int | Tensor | None = None
+        self._examples: int | None = None
+        if processes.world() > 1:  # gradients are averaged here, see pemt.training.processes
+            self.accelerator.prepare_model = partial(
+                self.accelerator.prepare_model, evaluation_mode=True
+            )
+
+    def get_train_dataloader(self) -> Any:
+        """transformers' loader; of several processes each gets its rows of the same batches."""
+        if processes.world() == 1:
+            return super().get_train_dataloader()
+        collate, first, each = self.data_collator, processes.number(), processes.world()
+
+        def own(rows: list[Any]) -> dict[str, Any]:
+            mine = rows[first::each]
+            return collate(mine) if mine else {}
+
+        rows: Any = self.train_dataset
+        loader = DataLoader(
+            rows, batch_size=self.args.train_batch_size, sampler=self._get_train_sampler(rows),
+            collate_fn=own, pin_memory=self.args.dataloader_pin_memory,
+        )  # fmt: skip
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True,
+            use_seedable_sampler=True, data_seed=self.args.data_seed,
+        )  # fmt: skip
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Group by length where there are enough rows for batches to stay random."""
@@ -81,13 +109,26 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[list[Any], Any]:
         """Also count the examples of the optimiser step, for the mean of the Task Sparsity Loss."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(len(batch["input_ids"]) for batch in samples)
-        if self.args.world_size > 1:
-            gathered = self.accelerator.gather(torch.tensor(count, device=device))
-            self._examples = int(gathered.sum())
-        else:
-            self._examples = count
+        count = sum(len(batch["input_ids"]) for batch in samples if batch)
+        self._examples = processes.total(count, device)
         return samples, items
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Labels of the optimiser step in all processes, some of which may have no rows."""
+        if processes.world() == 1:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = sum(int((batch["labels"] != -100).sum()) for batch in batch_samples if batch)
+        return torch.tensor(processes.total(count, device), device=device)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward pass of one micro-batch; gradients are averaged after the last."""
+        if inputs:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = torch.zeros((), device=self.args.device)
+        if self.accelerator.sync_gradients:
+            processes.average_gradients(model.parameters())
+        return loss
 
     def compute_loss(
         self,
@@ -241,12 +282,12 @@ class BestState(TrainerCallback):  # type: ignore[misc]
             self.state = {
                 k: v.detach().cpu().clone() for k, v in self.model.trained_state().items()
             }
-            if self.folder is not None:
+            if self.folder is not None and state.is_world_process_zero:
                 write_state(self.model, self.folder / BEST_STATE)
         else:
             self.waited += 1
             self._stop_if_waited(control)
-        if self.folder is not None:
+        if self.folder is not None and state.is_world_process_zero:
             kept = {
                 "best": self.best, "step": self.step, "waited": self.waited, "history": self.history
             }  # fmt: skip

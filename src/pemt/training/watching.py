@@ -14,6 +14,8 @@ from pathlib import Path
 from pemt.analysis.gates import effective
 from pemt.analysis.history import HISTORY, GateStep, StackGates, as_line
 from pemt.model import PemtModel
+from pemt.model.gated import joined
+from pemt.training import processes
 
 MOST_LOGGED = 16
 """With more experts the log gets the effective numbers alone; the file always holds all."""
@@ -35,7 +37,7 @@ class GateWatch:
         if resumed and self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 self.lines[int(json.loads(line)["step"])] = line
-        else:
+        elif processes.is_main():
             self.path.unlink(missing_ok=True)
 
     def scored(self, score: Callable[[], dict[str, float]], step: int) -> dict[str, float]:
@@ -48,6 +50,7 @@ class GateWatch:
         """
         with self.model.recording() as record:
             metrics = score()
+        record = joined(processes.gathered(record))  # of several processes each saw some rows
         mean, entropies = record.mean(), record.entropy()
         if mean is None or entropies is None:
             return metrics
@@ -64,6 +67,8 @@ class GateWatch:
         return metrics | logged(found)
 
     def _write(self, found: GateStep) -> None:
+        if not processes.is_main():
+            return
         self.lines = {step: line for step, line in self.lines.items() if step < found.step}
         self.lines[found.step] = json.dumps(as_line(found), ensure_ascii=False)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")

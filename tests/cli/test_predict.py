@@ -1,0 +1,155 @@
+"""`pemt predict` on files: every format, bad rows, several tasks at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from pemt.cli import main
+from pemt.cli import predict as command
+from pemt.experts import ExpertLibrary
+from pemt.tasks.encoding import fingerprint
+from pemt.training import adapt, streaming
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A base, and two tasks adapted on it with the same experts (the second with other labels)."""
+    folder = tmp_path_factory.mktemp("predict")
+    made = tiny.loaded("bert")
+    made.model.save_pretrained(folder / "bert")
+    made.tokenizer.save_pretrained(folder / "bert")
+    from pemt.bases import load_base
+
+    base = load_base(folder / "bert", precision="float32")
+    library = ExpertLibrary(folder / "experts")
+    for i, name in enumerate("abc"):
+        made = tiny.expert(base.model, name, seed=i)
+        known = fingerprint(base.tokenizer)
+        library.add(replace(made, info=replace(made.info, tokenizer_fingerprint=known)))
+    settings = tiny.settings(max_steps=6, evaluations=1, checkpoints=False, max_target_length=4)
+    for name, kind, experts in (
+        ("first", "classification", ["a", "b"]), ("second", "regression", ["b", "a"]),
+        ("third", "classification", ["a", "c"]),
+    ):  # fmt: skip
+        result = adapt(
+            base, tiny.task(folder, name, kind=kind), library, names=experts, shots=4,
+            settings=settings, folder=folder / name, progress=False,
+        )  # fmt: skip
+        result.model.detach()
+    return folder
+
+
+def texts(count):
+    return [row["text"] for row in tiny.rows("classification", count, 5)]
+
+
+def write(path, rows):
+    """Rows in the format of the suffix."""
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            lines.writeheader()
+            lines.writerows(rows)
+    return path
+
+
+def run(capsys, *arguments, code=0):
+    assert main([str(a) for a in ("predict", *arguments, "--precision", "float32")]) == code
+    return capsys.readouterr()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_what_single_texts_give(place, tmp_path, capsys, monkeypatch, suffix):
+    monkeypatch.setattr(streaming.predict_stream, "__kwdefaults__", {"window": 4})
+    rows = write(tmp_path / f"rows{suffix}", [{"text": t} for t in texts(11)])
+    out = tmp_path / "answers.jsonl"
+    shown = run(capsys, place / "first", "--input", rows, "--output", out)
+    assert shown.out.strip() == f"11 answers in {out}"
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    alone = run(capsys, place / "first", "--text", json.dumps(texts(11)), "--json").out
+    for made, wanted in zip(answers, map(json.loads, alone.splitlines()), strict=True):
+        assert (made["text"], made["answer"]) == (wanted["text"], wanted["answer"])
+        assert made["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+    printed = run(capsys, place / "first", "--input", rows).out.split()
+    assert printed == [a["answer"] for a in answers]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('{"texto": "w1"}', ":9: no column 'text'"),
+        ("{", ":9: not JSON"),
+        ("[1]", ":9: a list, not an object"),
+    ],
+)
+def test_a_bad_row_in_the_middle(place, tmp_path, capsys, monkeypatch, bad, said):
+    monkeypatch.setattr(streaming.predict_stream, "__kwdefaults__", {"window": 3})
+    lines = [json.dumps({"text": t}) for t in texts(12)]
+    lines[8] = bad
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    out = tmp_path / "out" / "answers.jsonl"
+    out.parent.mkdir()
+    error = run(capsys, place / "first", "--input", rows, "--output", out, code=1).err
+    assert f"{rows}{said}" in error
+    assert not list(out.parent.iterdir())
+    out.write_text("from before")
+    run(capsys, place / "first", "--input", rows, "--output", out, code=1)
+    assert [p.read_text() for p in out.parent.iterdir()] == ["from before"]
+    # to stdout, what was answered before the bad row's window stands
+    assert len(run(capsys, place / "first", "--input", rows, code=1).out.split()) == 6
+
+
+def test_several_tasks_in_one_file(place, tmp_path, capsys):
+    names = ["first", "points", "points", "first", "first", "points", "first"]
+    mixed = [{"text": t, "what": n} for t, n in zip(texts(7), names, strict=True)]
+    rows = write(tmp_path / "mixed.csv", mixed)
+    runs = f"{place / 'first'},points={place / 'second'}"
+    shown = run(capsys, runs, "--input", rows, "--task-column", "what", "--json").out
+    answers = [json.loads(line) for line in shown.splitlines()]
+    assert [a["task"] for a in answers] == names
+    for name, folder in (("first", "first"), ("points", "second")):
+        own = [t for t, n in zip(texts(7), names, strict=True) if n == name]
+        alone = run(capsys, place / folder, "--text", json.dumps(own), "--json").out
+        wanted = [json.loads(line) for line in alone.splitlines()]
+        for made, one in zip([a for a in answers if a["task"] == name], wanted, strict=True):
+            assert (made["text"], made["answer"]) == (one["text"], one["answer"])
+            assert made.get("probabilities") == pytest.approx(one.get("probabilities"), abs=1e-5)
+
+
+def test_refusals(place, tmp_path, capsys):
+    both = f"{place / 'first'},{place / 'second'}"
+    rows = write(tmp_path / "rows.csv", [{"text": "w1", "task": "firts"}])
+    error = run(capsys, both, "--input", rows, code=1).err
+    assert f"{rows}:2: task 'firts'" in error
+    assert "first, second" in error
+    bare = write(tmp_path / "bare.csv", [{"text": "w1"}])
+    assert "no column 'task'" in run(capsys, both, "--input", bare, code=1).err
+    assert "--text for 2 runs" in run(capsys, both, "--text", '["w1"]', code=1).err
+    other = f"{place / 'first'},{place / 'third'}"
+    assert "mix different experts" in run(capsys, other, "--input", rows, code=1).err
+    twice = f"{place / 'first'},{place / 'first'}"
+    assert "Two runs of a task 'first'" in run(capsys, twice, "--input", rows, code=1).err
+
+
+def test_a_file_that_nobody_finishes_is_taken_away(tmp_path):
+    def interrupted():
+        with command._whole(tmp_path / "answers.jsonl") as write_line:
+            write_line("half")
+            assert (tmp_path / ".answers.jsonl.part").is_file()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
