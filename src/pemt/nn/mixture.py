@@ -179,7 +179,7 @@ class MixtureLayer(WrappedLinear):
             if self.present is not None:
                 gates = gates.index_select(-1, self.present)
             experts = self._working(context)
-            if not isinstance(experts, ExpertBank):
+            if isinstance(experts, (RowExperts, BatchExperts)):
                 gates = experts.gates_of(gates)
             z = experts.hidden_of(x)  # [B, .., C]
             y = y + experts.mix(z, gates)
