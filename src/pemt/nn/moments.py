@@ -23,23 +23,22 @@ class _Moments(torch.autograd.Function):
     def forward(
         ctx: Any, p: Tensor, z: Tensor, gram: Tensor, cross: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        p32, z32 = p.float(), z.float()
-        q = torch.bmm(z32.transpose(0, 1), gram).transpose(0, 1)  # [tokens, n, R]
-        squares = (q * z32).sum(-1)
+        # in z's type, summed in float32: bfloat16's rounding of a product is that of z itself
+        q = torch.bmm(z.transpose(0, 1), gram.to(z.dtype)).transpose(0, 1)  # [tokens, n, R]
+        squares = (q * z).sum(-1, dtype=torch.float32)
         if cross is not None:  # of |B z + b|^2: 2 (B^T b) . z, and half of that in its gradient
-            squares = squares + 2 * (z32 * cross).sum(-1)
-            q = q + cross
-        ctx.save_for_backward(p, z, q.to(z.dtype))
-        return (p32 * z32).sum(-1), squares
+            squares = squares + 2 * (z * cross).sum(-1, dtype=torch.float32)
+            q = q + cross.to(z.dtype)
+        ctx.save_for_backward(p, z, q)
+        return (p * z).sum(-1, dtype=torch.float32), squares
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, products: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, None, None]:
         p, z, q = ctx.saved_tensors
-        products = products.unsqueeze(-1)
-        dp = products * z
-        dz = (products * p).addcmul_((2 * squares).unsqueeze(-1), q)
-        return dp.to(p.dtype), dz.to(z.dtype), None, None
+        products = products.unsqueeze(-1).to(z.dtype)
+        dz = (products * p).addcmul_((2 * squares).unsqueeze(-1).to(z.dtype), q)
+        return products * z, dz, None, None
 
 
 def moments(
