@@ -66,6 +66,8 @@ def adapt(
             "cv": on the training labels alone, by cross-validation.
         method: a name of `pemt bench methods`, such as lora; docs/methods.md says what each trains.
             With --validation cv several, as guided,instant,adapter: held-out labels choose one.
+            "auto": by a rule, from how many labels there are and what they say of the experts
+            (docs/concepts/guided.md).
         instant: answer without training: the experts' own answers and features, mixed by how well
             they foretell the labels (--method instant).
         learning_rates: choose among these on validation.
@@ -87,6 +89,7 @@ def adapt(
     """
     from pemt import training
     from pemt.bases import load_base
+    from pemt.guide.rule import AUTO
     from pemt.methods import method_named
     from pemt.training import processes
 
@@ -95,7 +98,7 @@ def adapt(
         if method not in ("pemt", "instant"):
             raise ConfigError(f"--instant with --method {method}", "give one of the two")
         method = "instant"
-    for one in method.split(","):
+    for one in [] if method == AUTO else method.split(","):
         method_named(one.strip())  # before anything is made
     drawn = "full" if shots is None else f"{shots}-{data_seed}"
     folder = run_folder(

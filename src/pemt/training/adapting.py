@@ -15,7 +15,8 @@ from pemt.analysis.diagnosis import Diagnosis
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertLibrary
-from pemt.guide import Guide
+from pemt.guide import Guide, guide_of
+from pemt.guide.rule import AUTO, Choice, choice_of, is_few
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
@@ -110,6 +111,8 @@ class AdaptResult:
         lines = []
         if self.selection is not None:
             lines.append(self.selection.verdict())
+        if "rule" in self.notes:
+            lines.append(f"{self.notes['rule']} ({self.method})")
         if "guide" in self.notes:
             lines.append(Guide.from_dict(self.notes["guide"]).verdict())
         return lines
@@ -195,7 +198,8 @@ def adapt(
             "cv": the training rows alone, cross-validated, see pemt.training.selecting.
         rows: drawn before; replaces shots and data_seed, and what validation would draw.
         method: a name in pemt.methods.METHODS; with validation="cv" several, as "guided,instant",
-            of which the held-out rows choose one.
+            of which the held-out rows choose one; or "auto", which pemt.guide.rule decides from how
+            many labelled rows there are and what they say of the experts.
         config: PEMT's options.
         settings: of training; its learning rate is used unless `learning_rates` is given.
         learning_rates: several to choose from by validation; by default the method's own.
@@ -219,7 +223,13 @@ def adapt(
         with processes.main_first():
             base = load_base(base)
     task = Task.named(task) if isinstance(task, str) else task
-    names_of_methods = [name.strip() for name in method.split(",")]
+    ruled = method == AUTO
+    if ruled and validation == "cv":
+        raise ConfigError(
+            "method='auto' with validation='cv'",
+            "name the methods that cross-validation is to choose from, as ensemble,guided,adapter",
+        )
+    names_of_methods = [name.strip() for name in ("guided" if ruled else method).split(",")]
     methods = [method_named(name) for name in names_of_methods]
     if len(methods) > 1 and validation != "cv":
         raise ConfigError(
@@ -253,6 +263,12 @@ def adapt(
     with processes.main_first():
         experts = picked(base, experts, names)
     chosen_method, selection = methods[0], None
+    shared: dict[str, Any] = {}
+    choice: Choice | None = None
+    if ruled:
+        choice = _ruled(base, task, experts, rows, config, chosen, shared)
+        method = choice.method
+        chosen_method = method_named(method)
     if validation == "cv":
         selection = cross_validate(
             base, task, experts, rows.train, names_of_methods, config, chosen,
@@ -272,8 +288,6 @@ def adapt(
     learning_rates = learning_rates or [chosen.learning_rate or own]
     test = some(rows.test, test_rows, 0)
 
-    shared: dict[str, Any] = {}
-
     def build() -> tuple[AdaptedModel, dict[str, Any]]:
         setting = Setting(
             base=base, task=task, experts=experts, train=rows.train, validation=rows.validation,
@@ -287,6 +301,10 @@ def adapt(
     processes.same_start(model)
     train_seconds = time.perf_counter() - started
     first_prompt = target_prompt(model)
+    if choice is not None:
+        notes["rule"] = choice.why
+        if "guide" in shared:
+            notes["guide"] = shared["guide"][0].to_dict()
     if ranking is not None:
         notes["ranking"] = asdict(ranking)
     if selection is not None:
@@ -324,6 +342,26 @@ def adapt(
             _write(result, folder)
     processes.wait()
     return result
+
+
+def _ruled(
+    base: Base, task: Task, experts: Sequence[Expert], rows: FewShot, config: PemtConfig,
+    settings: TrainSettings, shared: dict[str, Any],
+) -> Choice:  # fmt: skip
+    """What the rule says of these rows; the guide it asks is kept in `shared`."""
+    guide = None
+    if is_few(len(rows.train)):
+        setting = Setting(
+            base=base, task=task, experts=experts, train=rows.train, validation=rows.validation,
+            config=config, init_seed=settings.init_seed,
+            max_source_length=settings.max_source_length, shared=shared,
+        )  # fmt: skip
+        guide = guide_of(setting)[0]
+    family = base.backbone.family
+    probes = task.kind == "classification" or (
+        task.kind == "regression" and family == "encoder-only"
+    )
+    return choice_of(guide, len(rows.train), probes=probes)
 
 
 def _validation(fitted: Fit | None, selection: Selection | None) -> float | None:

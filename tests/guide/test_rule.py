@@ -1,0 +1,87 @@
+"""The rule that decides between guided, plain and no experts at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from pemt.errors import ConfigError
+from pemt.guide import NONE, guide_from
+from pemt.guide.guide import ROWS
+from pemt.guide.rule import choice_of, is_few
+from pemt.methods import METHODS
+from pemt.model import AdaptedModel, PemtConfig, PemtModel
+from pemt.training import adapt
+from tests import tiny
+from tests.guide.test_guide import experts, made
+
+SMALL = PemtConfig(prompt_scale=0.1, reduction=4)
+
+
+def test_the_rule():
+    helps = guide_from(made(a=0.3, b=0.7, none=0.7))
+    useless = guide_from(made(a=3.0, b=4.0, none=0.1))
+    assert choice_of(helps, 24).method == "ensemble"
+    assert choice_of(helps, 24, probes=False).method == "guided"
+    alone = choice_of(useless, 24)
+    assert useless.weights[NONE] > 0.5
+    assert (alone.method, "no use for the experts" in alone.why) == ("adapter", True)
+    many = choice_of(None, 5000)
+    assert (many.method, "5000 labelled rows" in many.why) == ("pemt", True)
+    assert is_few(ROWS)
+    assert not is_few(ROWS + 1)
+    assert {c.method for c in (choice_of(helps, 24), alone, many)} <= set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "method"),
+    [
+        ("bert", "classification", "ensemble"),
+        ("llama", "classification", "ensemble"),
+        ("bert", "regression", "ensemble"),
+        ("t5", "regression", "guided"),
+        ("llama", "generation", "guided"),
+    ],
+)
+def test_auto_runs_what_the_rule_says(name, kind, method, tmp_path):
+    base, task = tiny.loaded(name), tiny.task(tmp_path, kind=kind)
+    result = adapt(
+        base, task, experts(base), shots=8, method="auto", config=SMALL,
+        settings=tiny.settings(max_steps=2), progress=False,
+    )  # fmt: skip
+    assert result.method == method
+    assert isinstance(result.model, PemtModel)
+    assert set(result.notes["guide"]["weights"]) == {"a", "b", NONE}
+    assert result.verdicts()[0].endswith(f"({method})")
+    result.model.detach()
+
+
+def test_auto_leaves_experts_out_that_the_labels_find_no_use_for(tmp_path, monkeypatch):
+    useless = guide_from(made(a=3.0, b=4.0, none=0.1))
+    monkeypatch.setattr("pemt.training.adapting.guide_of", lambda setting: (useless, None))
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    result = adapt(
+        base, task, experts(base), shots=4, method="auto", settings=tiny.settings(max_steps=2),
+        progress=False,
+    )  # fmt: skip
+    assert result.method == "adapter"
+    assert not isinstance(result.model, PemtModel)
+    assert isinstance(result.model, AdaptedModel)
+    assert any("no use for the experts" in line for line in result.verdicts())
+    result.model.detach()
+
+
+def test_auto_with_many_labels_is_the_paper(tmp_path, monkeypatch):
+    monkeypatch.setattr("pemt.training.adapting.is_few", lambda rows: False)
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    result = adapt(
+        base, task, experts(base), shots=4, method="auto", config=SMALL,
+        settings=tiny.settings(max_steps=2), progress=False,
+    )  # fmt: skip
+    assert (result.method, result.model.pemt_config.guide) == ("pemt", "none")
+    result.model.detach()
+
+
+def test_cross_validation_needs_names(tmp_path):
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    with pytest.raises(ConfigError, match="name the methods"):
+        adapt(base, task, experts(base), shots=4, method="auto", validation="cv")
