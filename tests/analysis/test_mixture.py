@@ -55,7 +55,9 @@ def naive(base, model, task, rows):
                 mixed = (kept[layer.index][b].unsqueeze(-1) * outputs).sum(0)
                 f = layer.down(x[b, t]) + mixed
                 lengths_m.append(mixed.norm())
-                lengths_a.append((layer.adapter(f) - f).norm())
+                beside = model.pemt_config.target_adapter == "lora"
+                change = layer.adapter(x[b, t]) if beside else layer.adapter(f) - f
+                lengths_a.append(change.norm())
                 pairs.append(
                     torch.stack([
                         F.cosine_similarity(o.expand_as(outputs), outputs, dim=-1) for o in outputs
@@ -67,9 +69,10 @@ def naive(base, model, task, rows):
     return gates, torch.stack(mixture), torch.stack(adapter), torch.stack(cosines).mean(0)
 
 
+@pytest.mark.parametrize("adapter", [True, "lora"])
 @pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
-def test_numbers_equal_a_loop_over_tokens_and_experts(name, tmp_path):
-    base, model, task, rows = made(name, tmp_path)
+def test_numbers_equal_a_loop_over_tokens_and_experts(name, adapter, tmp_path):
+    base, model, task, rows = made(name, tmp_path, target_adapter=adapter)
     rows = rows[:4]  # all tokens of a layer fit in the comparison
     found = looked(base, model, task, rows)
     gates, mixture, adapter, cosines = naive(base, model, task, rows)

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 if TYPE_CHECKING:
     from pemt.bases import Base
     from pemt.model import AdaptedModel
-    from pemt.nn import MixtureLayer
+    from pemt.nn import LoraBranch, MixtureLayer
     from pemt.tasks import Example, Task
     from pemt.training.settings import TrainSettings
 
@@ -145,7 +145,9 @@ class _Look:
         mixture = bank.mix(bank.hidden_of(tokens), gates).float()  # [N, D]
         self.tokens += len(tokens)
         self.mixture += float(mixture.norm(dim=-1).sum())
-        if layer.adapter is not None:
+        if isinstance(layer.adapter, LoraBranch):  # it reads what the map reads
+            self.adapter += float(layer.adapter(tokens).float().norm(dim=-1).sum())
+        elif layer.adapter is not None:
             f = layer.down(tokens).float() + mixture
             self.adapter += float((layer.adapter(f) - f).norm(dim=-1).sum())
 
