@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from pemt.nn import LoraBranch
+
 if TYPE_CHECKING:
     from pemt.bases import Base
     from pemt.model import AdaptedModel
-    from pemt.nn import LoraBranch, MixtureLayer
+    from pemt.nn import MixtureLayer
     from pemt.tasks import Example, Task
     from pemt.training.settings import TrainSettings
 
