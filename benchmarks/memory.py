@@ -61,12 +61,15 @@ def main() -> None:
                         f"{method:12} {row['peak'] / 1024:7.2f} {row['held'] / 1024:7.2f}",
                         flush=True,
                     )
-    if given.output is not None:
-        settings = {k: v for k, v in vars(given).items() if k not in ("output", "one")}
-        write_json(
-            given.output,
-            run_record(settings=settings, machine=machine(given.threads), unit="MiB", results=rows),
-        )
+                    if given.output is not None:
+                        record(given, rows)
+
+
+def record(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write what there is so far."""
+    settings = {k: v for k, v in vars(given).items() if k not in ("output", "one")}
+    about = machine(given.threads)
+    write_json(given.output, run_record(settings=settings, machine=about, unit="MiB", results=rows))
 
 
 def methods_for(name: str, experts: int, given: argparse.Namespace) -> list[str]:
