@@ -13,9 +13,11 @@ import torch
 from pemt.analysis.gates import GateReport, effective
 from pemt.analysis.measuring import measure_gates
 from pemt.errors import ConfigError, DataError
+from pemt.guide import NONE
 from pemt.tasks.encoding import Collator, encode_prompts_only
 from pemt.training.evaluating import lengths, side_of
 from tests import adapters, tiny
+from tests.guide.test_guided import guided
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,15 @@ def test_one_expert_one_row_and_regression(task, rows, tmp_path):
     found = measure_gates(model, scores, base.tokenizer, tiny.splits(scores).test)
     assert found.classes == {}
     assert found.class_share == {}
+
+
+def test_no_expert_as_a_choice_is_not_an_absent_one(task, rows):
+    base = tiny.loaded("bert")
+    weights = {"a": 0.5, "b": 0.2, NONE: 0.3}
+    model = guided(base.model, weights)
+    report = measure_gates(model, task, base.tokenizer, rows, tiny.settings())
+    assert report.experts[-1] == NONE
+    assert not [note for note in report.notes if "absent" in note]
 
 
 def test_absent_experts_are_mentioned(task, rows):

@@ -295,6 +295,8 @@ def test_many_labels_become_a_list_of_confusions(finished):
     [
         ({}, "holds no run"),
         ({"checkpoint-5/trained.safetensors": ""}, "is not finished"),
+        ({"lr-0.001/identity.json": "{}"}, "is not finished"),
+        ({"elsewhere/identity.json": "{}"}, "holds no run"),
         ({"results.json": "{", "run.json": "{}"}, "cannot be read"),
         ({"results.json": "[]", "run.json": "{}"}, "holds no dict"),
         ({"results.json": '{"task": "t", "metrics": 3}', "run.json": "{}"}, "do not hold"),

@@ -15,8 +15,9 @@ from pemt.bench.difference import differences
 from pemt.bench.results import Results
 from pemt.bench.sheet import CELL_FIELDS, CSV_FIELDS, aggregates_csv, cells_csv
 from pemt.bench.table import Entry, Table, cost_table, difference_table, score_table
-from pemt.bench.writing import escaped, latex, markdown, write_text
+from pemt.bench.writing import escaped, latex, markdown
 from pemt.errors import ConfigError
+from pemt.writing import write_named
 from tests.bench.cells import cell, row, study
 
 
@@ -204,9 +205,9 @@ def test_every_cell_in_csv():
 
 def test_a_file_is_there_whole(tmp_path):
     path = tmp_path / "new" / "table.md"
-    write_text(path, "one\n")
-    write_text(path, "two\n")
+    write_named(path, "one\n")
+    write_named(path, "two\n")
     assert path.read_text() == "two\n"
     assert [p.name for p in path.parent.iterdir()] == ["table.md"]
     with pytest.raises(ConfigError, match="cannot be written"):
-        write_text(path / "inside", "x")
+        write_named(path / "inside", "x")

@@ -7,8 +7,6 @@ equal numbers give equal bytes with equal libraries.
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pemt.analysis.gates import Array
-from pemt.errors import ConfigError
+from pemt.writing import write_named
 
 Place = Path | BinaryIO
 """Where a figure goes."""
@@ -61,28 +59,9 @@ def drawing(place: Place, **subplots: Any) -> Iterator[tuple[Any, Any]]:
         finally:
             plt.close(figure)
     if isinstance(place, Path):
-        _write(place, image.getvalue())
+        write_named(place, image.getvalue())
     else:
         place.write(image.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file; it is there whole or not at all."""
-    name = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)  # temporary files are private
-        Path(name).replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror})", "give another folder"
-        ) from error
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def _as_it_is(figure: Any) -> None:

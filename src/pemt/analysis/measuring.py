@@ -139,7 +139,8 @@ def _about(model: PemtModel, rows: int, deviation: Array) -> list[str]:
             "first)" if model.family == "decoder-only" else "the texts do not move them",
         }  # fmt: skip
         said.append(f"Every example has the same gates: {why[model.pemt_config.gate]}.")
-    if any(layer.present is not None for layer in model.mixtures):
+    banks = [layer.bank for layer in model.mixtures if layer.bank is not None]
+    if any(bank.experts < len(model.experts) for bank in banks):
         said.append(
             "Some experts are absent at some of the base's linear maps; their gate there is a "
             "share that adds nothing."

@@ -13,7 +13,7 @@ import numpy as np
 from pemt.analysis.correlations import TITLES, Correlations
 from pemt.analysis.gates import GateReport, effective
 from pemt.analysis.masks import MaskReport
-from pemt.bench.writing import write_text
+from pemt.writing import write_named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +32,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
-    write_text(path, text.getvalue())
+    write_named(path, text.getvalue())
 
 
 def write_gates(report: GateReport, folder: Path) -> list[Path]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from pemt.bench.table import Entry, Table
-from pemt.errors import ConfigError
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -80,29 +76,6 @@ def escaped(text: str) -> str:
     """Text that LaTeX prints as it is, a minus as a minus."""
     text = "".join(_TEX.get(letter, letter) for letter in text)
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file; it is there whole or not at all.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    name = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # temporary files are private
-        Path(name).replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written ({error.strerror})", "give another file"
-        ) from error
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def _plain(text: str) -> str:

@@ -57,9 +57,10 @@ def table(
     from pemt.bench.results import read_results
     from pemt.bench.sheet import aggregates_csv, cells_csv
     from pemt.bench.table import cost_table, difference_table, published_table, score_table
-    from pemt.bench.writing import latex, markdown, write_text
+    from pemt.bench.writing import latex, markdown
     from pemt.errors import ConfigError, UnknownNameError
     from pemt.methods import METHODS
+    from pemt.writing import write_named
 
     results = read_results(
         folder, tasks=_words(tasks), methods=_words(methods), shots=_shots(shots), base=base,
@@ -115,13 +116,13 @@ def table(
     else:
         text = (latex if format == "latex" else markdown)(tables, header)
     if cells is not None:
-        write_text(cells, cells_csv(results))
+        write_named(cells, cells_csv(results))
     if plot is not None:
         from pemt.bench.figure import plot as draw
 
         draw(results, rows, plot)
     if output is not None:
-        write_text(output, text)
+        write_named(output, text)
     else:
         print(text, end="")
     return 0

@@ -14,11 +14,12 @@ from pemt.bench.difference import Difference
 from pemt.bench.output import OutputFolder
 from pemt.bench.summary import Summary, points
 from pemt.bench.table import NONE, Entry, Table
-from pemt.bench.writing import markdown, write_text
+from pemt.bench.writing import markdown
 from pemt.studies.findings import SCORE, Findings
 from pemt.studies.kinds import KINDS
 from pemt.studies.measures import MEASURES
 from pemt.studies.study import Point
+from pemt.writing import write_named
 
 FIELDS = (
     "study", "shots", "arm", "title", "line", "x", "task", "measure", "n", "mean", "deviation",
@@ -42,8 +43,8 @@ def write_findings(findings: Findings, folder: OutputFolder) -> dict[str, Path]:
         "table": root / "study.md", "csv": root / "study.csv", "json": root / "study.json",
         "plot": root / "study.png",
     }  # fmt: skip
-    write_text(made["table"], text(findings))
-    write_text(made["csv"], sheet(findings))
+    write_named(made["table"], text(findings))
+    write_named(made["csv"], sheet(findings))
     write_json(made["json"], everything(findings, folder))
     plot(findings, made["plot"])
     return made

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from pemt.errors import ConfigError, DataError
 from pemt.tasks.rows import Example
 from pemt.tasks.splits import Splits
 from pemt.tasks.task import Task
+from pemt.writing import write_whole
 
 Validation = Literal["shots", "full", "cv"]
 """What models are selected on: as many labels again, the whole validation split, or
@@ -43,16 +42,8 @@ class FewShot:
 
     def save_manifest(self, path: str | Path) -> None:
         """Write the manifest as JSON; the file is there whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.manifest, file, indent=2, ensure_ascii=False)
-                file.write("\n")
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        shown = json.dumps(self.manifest, indent=2, ensure_ascii=False)
+        write_whole(Path(path), shown + "\n")
 
 
 def draw(

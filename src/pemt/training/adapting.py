@@ -266,7 +266,9 @@ def adapt(
     shared: dict[str, Any] = {}
     choice: Choice | None = None
     if ruled:
-        choice = _ruled(base, task, experts, rows, config, chosen, shared)
+        choice = processes.gathered(
+            _ruled(base, task, experts, rows, config, chosen, shared)
+        )[0]  # fmt: skip
         method = choice.method
         chosen_method = method_named(method)
     if validation == "cv":

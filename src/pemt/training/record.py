@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
-import tempfile
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from pemt.writing import write_whole
 
 LIBRARIES = (
     "pemt", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors",
@@ -74,13 +74,5 @@ def run_record(**parts: Any) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON; the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False, default=str)
-            file.write("\n")
-        Path(name).chmod(0o644)  # temporary files are private
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    shown = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    write_whole(path, shown + "\n")

@@ -7,7 +7,6 @@ own, draw no random number and change none of the training. Without a folder not
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pemt.analysis.history import HISTORY, GateStep, StackGates, as_line
 from pemt.model import PemtModel
 from pemt.model.gated import joined
 from pemt.training import processes
+from pemt.writing import write_whole
 
 MOST_LOGGED = 16
 """With more experts the log gets the effective numbers alone; the file always holds all."""
@@ -71,9 +71,7 @@ class GateWatch:
             return
         self.lines = {step: line for step, line in self.lines.items() if step < found.step}
         self.lines[found.step] = json.dumps(as_line(found), ensure_ascii=False)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("\n".join(self.lines.values()) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        write_whole(self.path, "\n".join(self.lines.values()) + "\n")
 
 
 def logged(stacks: dict[str, StackGates]) -> dict[str, float]:

@@ -17,9 +17,9 @@ from pemt.bench.cost import costs
 from pemt.bench.difference import differences
 from pemt.bench.results import Results, read_results, title_of
 from pemt.bench.table import NONE, Table, cost_table, difference_table, score_table
-from pemt.bench.writing import write_text
 from pemt.errors import ConfigError, UnknownNameError
 from pemt.methods import METHODS
+from pemt.writing import write_named
 
 
 def write_grid_report(
@@ -65,7 +65,7 @@ def write_grid_report(
         sections=sections, costs=cost_table(costs(results)), failures=_failures(folder),
         wide=wide, narrow=narrow, versions=results.cells[-1].versions, against=title_of(against),
     )  # fmt: skip
-    write_text(path, page)
+    write_named(path, page)
     return path
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from pemt.analysis.report.curves import learning_curves, not_finite, points_of
 from pemt.analysis.report.gates import EXPERTS, by_class, by_layer, finite, over_steps
 from pemt.analysis.report.page import picture_file, render
-from pemt.bench.writing import write_text
 from pemt.errors import DataError
+from pemt.writing import write_named
 
 RECORD, RESULTS, ERRORS = "run.json", "results.json", "errors.json"
 LABELS, SHOWN_ERRORS = 12, 20
@@ -55,7 +55,10 @@ def read_run(folder: Path) -> RunFiles:
     if not (folder / RESULTS).is_file():
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder", "give one that `pemt adapt` wrote")
-        begun = any(folder.glob("**/checkpoint-*")) or any(folder.glob("**/identity.json"))
+        places = (folder, *folder.glob("lr-*"))
+        begun = any(
+            p for at in places for p in (*at.glob("checkpoint-*"), *at.glob("identity.json"))
+        )
         if begun:
             raise DataError(
                 f"The run in {folder} is not finished",
@@ -99,7 +102,7 @@ def write_run_report(files: RunFiles, path: Path) -> Path:
         DataError: values that are none of a run's.
         ConfigError: the file cannot be written.
     """
-    write_text(path, run_page(files))
+    write_named(path, run_page(files))
     return path
 
 
