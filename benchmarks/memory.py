@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from contestants import NAMES, contestants, shapes
-from speed import DTYPES, LARGEST_LOOP, LARGEST_XLORA, machine
+from speed import DTYPES, LARGEST_LOOP, LARGEST_XLORA
 
-from pemt.training.record import run_record, write_json
+from pemt.training.record import machine, run_record, write_json
 
 MEBIBYTE = 1 << 20
 
@@ -43,6 +43,7 @@ def main() -> None:
     if given.one is not None:
         print(json.dumps(one(json.loads(given.one), given)))
         return
+    torch.set_num_threads(given.threads)
     nothing = peak(None, given)["peak"]
     rows = []
     for name in given.shapes.split(","):
@@ -68,8 +69,9 @@ def main() -> None:
 def record(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Write what there is so far."""
     settings = {k: v for k, v in vars(given).items() if k not in ("output", "one")}
-    about = machine(given.threads)
-    write_json(given.output, run_record(settings=settings, machine=about, unit="MiB", results=rows))
+    write_json(
+        given.output, run_record(settings=settings, machine=machine(), unit="MiB", results=rows)
+    )
 
 
 def methods_for(name: str, experts: int, given: argparse.Namespace) -> list[str]:

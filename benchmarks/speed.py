@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ import torch
 from contestants import NAMES, Contestant, Shape, base_cost, contestants, layers_of, shapes
 from floor import lora_floor, pemt_floor
 
-from pemt.training.record import run_record, write_json
+from pemt.training.record import machine, run_record, write_json
 
 LARGEST_LOOP = {"t5-base": 24, "smollm2": 48, "minilm": 96}
 """Stacked full-width outputs of more experts than this do not fit 24 GiB."""
@@ -52,7 +52,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep the parts in the file")
     given = parser.parse_args()
+    given.before = []
+    if given.append and given.output is not None and given.output.exists():
+        given.before = json.loads(given.output.read_text(encoding="utf-8"))
     torch.set_num_threads(given.threads)
     found = shapes(given.quick)
     rows: list[dict[str, Any]] = []
@@ -165,29 +169,12 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{row['method']:12} " + " ".join(cells), flush=True)
 
 
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {
-        "processor": processor(), "machine": platform.machine(), "cores": os.cpu_count(),
-        "threads": threads,
-    }  # fmt: skip
-
-
 def record(given: argparse.Namespace, rows: list[dict[str, Any]], load: float) -> None:
     """Write what there is so far."""
-    settings = {k: v for k, v in vars(given).items() if k != "output"}
-    about = {**machine(given.threads), "load_before": load}
-    write_json(given.output, run_record(settings=settings, machine=about, results=rows))
+    settings = {k: v for k, v in vars(given).items() if k not in ("output", "append", "before")}
+    about = {**machine(), "load_before": load}
+    part = run_record(settings=settings, machine=about, results=rows)
+    write_json(given.output, [*given.before, part] if given.append else part)
 
 
 if __name__ == "__main__":
