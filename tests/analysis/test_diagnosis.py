@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pemt.analysis.diagnosis import Facts, diagnose
+from pemt.analysis.diagnosis import diagnose
+from pemt.analysis.findings import Facts
 from pemt.analysis.heldout import HeldOut, best_single, of_run, standard_error
 from pemt.analysis.mixture import MixtureMeasures
 from pemt.guide.evidence import Candidate, Evidence

@@ -256,12 +256,13 @@ def test_a_diagnosis_changes_nothing(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_evidence_makes_the_single_expert_a_rival(tmp_path):
+@pytest.mark.parametrize("method", ["guided", "pemt", "uniform"])
+def test_evidence_makes_the_single_expert_a_rival(tmp_path, method):
     base = tiny.loaded("bert")
     experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
     result = adapt(
         base, tiny.task(tmp_path), experts, shots=8, settings=tiny.settings(), config=CONFIG,
-        method="guided", progress=False,
+        method=method, progress=False,
     )  # fmt: skip
     result.model.detach()
     found = next(f for f in result.diagnosis.findings if f.name == "behind-single-expert")

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pemt.bench.located import Located, read_located
+from pemt.bench.located import read_located
 from pemt.bench.variant import PLAIN, GridVariant
-from pemt.errors import ConfigError, PemtError, UnknownNameError
+from pemt.errors import ConfigError, UnknownNameError
 from pemt.methods import METHODS, Method
 from pemt.methods.method import Library
 from pemt.model.config import PemtConfig
-from pemt.tasks import Task, task_names
+from pemt.tasks import Task
 from pemt.tasks.fewshot import Validation
 from pemt.training.settings import TrainSettings
 
@@ -60,7 +60,7 @@ class GridTask:
         if self.score not in self.task.metrics:  # models are still selected on the first
             metrics = (*self.task.metrics, self.score)
             object.__setattr__(self, "task", replace(self.task, metrics=metrics))
-        _at_least_one("test_rows", self.test_rows)
+        at_least_one("test_rows", self.test_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class GridMethod:
     def __post_init__(self) -> None:
         if self.name not in METHODS:
             raise UnknownNameError("method", self.name, METHODS)
-        _check_rates(self.learning_rates)
+        check_rates(self.learning_rates)
 
     @property
     def method(self) -> Method:
@@ -138,7 +138,7 @@ class Grid:
         for kind in self.libraries:
             if kind not in LIBRARIES:
                 raise UnknownNameError("library", kind, LIBRARIES)
-        object.__setattr__(self, "tasks", tuple(map(_task, self.tasks)))
+        object.__setattr__(self, "tasks", tuple(map(as_task, self.tasks)))
         object.__setattr__(
             self, "methods",
             tuple(GridMethod(name=m) if isinstance(m, str) else m for m in self.methods),
@@ -148,11 +148,11 @@ class Grid:
         _each_once("shots", self.shots)
         _each_once("data_seeds", self.data_seeds)
         for shots in self.shots:
-            _at_least_one("shots", shots)
+            at_least_one("shots", shots)
         if min(self.data_seeds) < 0:
             raise ConfigError(f"data_seeds={list(self.data_seeds)}", "give numbers of at least 0")
-        _at_least_one("test_rows", self.test_rows)
-        _check_rates(self.learning_rates)
+        at_least_one("test_rows", self.test_rows)
+        check_rates(self.learning_rates)
         for m in self.chosen:
             if m.method.transfers and m.method.library not in self.libraries:
                 raise ConfigError(
@@ -193,12 +193,14 @@ class Grid:
             ConfigError: no YAML, a value of another type, or values that contradict each other.
             UnknownNameError: an unknown key, task, method, metric or library, with a suggestion.
         """
+        from pemt.bench.grid_file import placed, read_keys
+
         located = read_located(Path(path))
         keys = located.mapping([f.name for f in fields(cls)], "a grid")
         for needed in ("base", "tasks", "methods"):
             if needed not in keys:
                 raise ConfigError(f"{located.where}: the grid has no {needed}", "add it")
-        return _placed(str(path), cls, **read_keys(keys))  # type: ignore[no-any-return]
+        return placed(str(path), cls, **read_keys(keys))  # type: ignore[no-any-return]
 
     def experts_of(self, library: str) -> Sequence[str] | str | None:
         """Which experts of one library a method gets; None is all."""
@@ -250,7 +252,8 @@ class Grid:
         return shown
 
 
-def _task(given: GridTask | Task | str) -> GridTask:
+def as_task(given: GridTask | Task | str) -> GridTask:
+    """A target from itself, a task, a name in the registry, or a YAML file's path."""
     if isinstance(given, GridTask):
         return given
     if isinstance(given, str):
@@ -258,165 +261,18 @@ def _task(given: GridTask | Task | str) -> GridTask:
     return GridTask(task=given)
 
 
-# -- reading -----------------------------------------------------------------------------------
-
-
-def read_keys(keys: dict[str, Located]) -> dict[str, Any]:
-    """Arguments of `Grid` from keys of a file.
-
-    Raises:
-        ConfigError: a value of another type, or out of range.
-        UnknownNameError: an unknown name in a value, with a suggestion.
-    """
-    return {name: _READERS[name](value) for name, value in keys.items()}
-
-
-def _placed(where: str, make: Any, /, *args: Any, **values: Any) -> Any:
-    """Call `make`; an error says where."""
-    try:
-        return make(*args, **values)
-    except PemtError as error:
-        if error.what.startswith(where):
-            raise
-        raise ConfigError(f"{where}: {error.what}", error.fix) from None
-
-
-def _tasks(given: Located) -> list[GridTask]:
-    made = []
-    for name, options in given.entries("tasks"):
-        if not name.endswith((".yaml", ".yml")) and name not in task_names():
-            plain = name.rpartition("-")[0]
-            if plain not in task_names():
-                fix = "or give a YAML file of your own"
-                raise UnknownNameError(f"task in {options.where}", name, task_names(), fix)
-        task = _placed(options.where, _task, name).task
-        found = options.mapping([f.name for f in fields(GridTask)][1:], "a task")
-        hints = {"validation": Validation, "score": str, "test_rows": int | None}
-        values = {k: found[k].of(hint, k) for k, hint in hints.items() if k in found}
-        if "settings" in found:
-            values["settings"] = _overrides(found["settings"])
-        made.append(_placed(options.where, GridTask, task=task, **values))
-    return made
-
-
-def _methods(given: Located) -> list[GridMethod]:
-    made = []
-    for name, options in given.entries("methods"):
-        if name not in METHODS:
-            raise UnknownNameError(f"method in {options.where}", name, METHODS)
-        found = options.mapping([f.name for f in fields(GridMethod)][1:], "a method")
-        values: dict[str, Any] = {}
-        if "learning_rates" in found:
-            values["learning_rates"] = _rates(found["learning_rates"])
-        if "settings" in found:
-            values["settings"] = _overrides(found["settings"])
-        made.append(_placed(options.where, GridMethod, name=name, **values))
-    return made
-
-
-def _variants(given: Located) -> list[GridVariant]:
-    made = []
-    for name, options in given.entries("variants"):
-        found = options.mapping([f.name for f in fields(GridVariant)][1:], "a variant")
-        values: dict[str, Any] = {}
-        if "pemt" in found:
-            values["pemt"] = found["pemt"].fields_of(PemtConfig, "pemt")
-        if "settings" in found:
-            values["settings"] = _overrides(found["settings"])
-        if "experts" in found:
-            values["experts"] = _varied_experts(found["experts"])
-        if "descriptions" in found:
-            texts = found["descriptions"]
-            named = texts.mapping(texts.value or (), "descriptions")
-            values["descriptions"] = {t: v.of(str, "a description") for t, v in named.items()}
-        made.append(_placed(options.where, GridVariant, name=name, **values))
-    return made
-
-
-def _varied_experts(given: Located) -> Any:
-    if isinstance(given.value, dict):  # by draw
-        return {draw: _experts(names) for draw, names in given.value.items()}
-    return _experts(given)
-
-
-def _overrides(given: Located) -> dict[str, Any]:
-    for key, value in given.mapping([f.name for f in fields(TrainSettings)], "settings").items():
-        if key in FIXED:
-            raise ConfigError(f"{value.where}: a grid decides settings.{key} itself", FIXED[key])
-    values = given.fields_of(TrainSettings, "settings")
-    _placed(given.where, TrainSettings, **values)
-    return values
-
-
-def _settings(given: Located) -> TrainSettings:
-    return TrainSettings(**_overrides(given))
-
-
-def _pemt(given: Located) -> PemtConfig:
-    values = given.fields_of(PemtConfig, "pemt")
-    return _placed(given.where, PemtConfig, **values)  # type: ignore[no-any-return]
-
-
-def _rates(given: Located) -> tuple[float, ...]:
-    rates = tuple(float(item.of(float, "learning_rates")) for item in given.items())
-    _placed(given.where, _check_rates, rates)
-    return rates
-
-
-def _libraries(given: Located) -> dict[str, str]:
-    found = given.mapping(LIBRARIES, "libraries")
-    return {kind: place.of(str, f"libraries.{kind}") for kind, place in found.items()}
-
-
-def _experts(given: Located) -> Any:
-    if isinstance(given.value, dict):
-        return {k: _experts(v) for k, v in given.mapping(LIBRARIES, "experts").items()}
-    if given.value is None or isinstance(given.value, str):
-        return given.value if given.value is None or ":" in given.value else [given.value]
-    return [name.of(str, "experts") for name in given.items()]
-
-
-def _seeds(given: Located) -> list[int]:
-    if isinstance(given.value, int):
-        _placed(given.where, _at_least_one, "data_seeds", given.of(int, "data_seeds"))
-        return list(range(given.value))
-    return [item.of(int, "data_seeds") for item in given.items()]
-
-
-def _path(given: Located) -> Path | None:
-    text = given.of(str | None, "the folder")
-    return None if text is None else Path(text).expanduser()
-
-
-_READERS: dict[str, Any] = {
-    "base": lambda v: v.of(str, "base"),
-    "tasks": _tasks,
-    "methods": _methods,
-    "precision": lambda v: v.of(Literal["auto", "float32", "bfloat16"], "precision"),
-    "libraries": _libraries,
-    "experts": _experts,
-    "variants": _variants,
-    "shots": lambda v: [item.of(int | None, "shots") for item in v.items()],
-    "data_seeds": _seeds,
-    "learning_rates": _rates,
-    "settings": _settings,
-    "pemt": _pemt,
-    "test_rows": lambda v: v.of(int | None, "test_rows"),
-    "data_dir": _path,
-    "output": _path,
-}
-
-
 def _each_once(name: str, values: Sequence[Any]) -> None:
     if not values or len(set(values)) != len(values):
         raise ConfigError(f"{name}: {list(values)}", "name at least one, and each once")
 
 
-def _at_least_one(name: str, value: int | None) -> None:
+def at_least_one(name: str, value: int | None) -> None:
+    """Refuse a number below 1."""
     if value is not None and value < 1:
         raise ConfigError(f"{name}={value}", "give a whole number of at least 1")
 
 
-def _check_rates(rates: Sequence[float]) -> None:
+def check_rates(rates: Sequence[float]) -> None:
+    """Refuse learning rates that are not above 0 or stand there twice."""
     if any(rate <= 0 for rate in rates) or len(set(rates)) != len(rates):
         raise ConfigError(f"learning_rates={list(rates)}", "give numbers above 0, each once")

@@ -20,7 +20,7 @@ from pemt.errors import ConfigError
 
 if TYPE_CHECKING:
     from pemt.bases import Base
-    from pemt.training.adapting import AdaptResult
+    from pemt.training.result import AdaptResult
 
 POLL_SECONDS = 1.0
 

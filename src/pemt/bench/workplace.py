@@ -16,7 +16,7 @@ from pemt.tasks import FewShot
 
 if TYPE_CHECKING:
     from pemt.bases import Base
-    from pemt.training.adapting import AdaptResult
+    from pemt.training.result import AdaptResult
 
 Predictions = list[dict[str, str]]
 Made = tuple[Cell, Predictions]

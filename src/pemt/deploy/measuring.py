@@ -12,9 +12,9 @@ from torch import Tensor
 from pemt.errors import PemtError
 from pemt.model import PemtModel
 from pemt.tasks import Example, load_splits
-from pemt.training.adapting import gates_of, gates_of_rows
 from pemt.training.deploying import Deployed
 from pemt.training.evaluating import evaluate
+from pemt.training.gates import gates_of, gates_of_rows
 from pemt.training.sourcing import some
 
 GATE_ROWS = 256

@@ -95,6 +95,11 @@ class Method:
     changes: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def is_pemt(self) -> bool:
+        """Whether it is PEMT's mixture of experts, guided, ablated or as published."""
+        return self.builder == "pemt.methods.pemt:build"
+
+    @property
     def transfers(self) -> bool:
         """Whether it uses what was learnt on source tasks."""
         return self.library != "none"

@@ -5,9 +5,10 @@ width, F feed-forward width, K experts, R expert rank.
 """
 
 from pemt.nn.adapter import TargetAdapter
+from pemt.nn.branches import BottleneckBranch, ExpertTensors, LoraBranch, ParallelExpert
 from pemt.nn.by_task import ByTask
 from pemt.nn.context import ForwardContext, Slot, bridge_summary, combine_loss, enter_backward
-from pemt.nn.experts import BottleneckBranch, ExpertBank, ExpertTensors, LoraBranch, ParallelExpert
+from pemt.nn.experts import ExpertBank
 from pemt.nn.gate import PromptGate, UniformGate, prompt_mean
 from pemt.nn.head import TaskHead
 from pemt.nn.mixture import MixtureLayer

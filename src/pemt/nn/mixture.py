@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pemt.errors import ConfigError
 from pemt.nn.adapter import TargetAdapter
+from pemt.nn.branches import LoraBranch
 from pemt.nn.by_task import ByTask
 from pemt.nn.context import ForwardContext, Slot, attach_sparsity
-from pemt.nn.experts import ExpertBank, LoraBranch
+from pemt.nn.experts import ExpertBank
 from pemt.nn.gate import PromptGate, UniformGate, masked, prompt_mean
 from pemt.nn.selection import BatchExperts, RowExperts, Scope, chosen_experts, top_gates
 from pemt.nn.sparsity import Averaging, task_sparsity

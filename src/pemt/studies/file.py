@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pemt.bench.grid import Grid, read_keys
+from pemt.bench.grid import Grid
+from pemt.bench.grid_file import read_keys
 from pemt.bench.located import Located, read_located
 from pemt.errors import ConfigError, PemtError
 from pemt.methods import method_named

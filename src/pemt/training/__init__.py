@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from pemt._lazy import lazy
 
 if TYPE_CHECKING:
-    from pemt.training.adapting import AdaptResult, adapt
+    from pemt.training.adapting import adapt
     from pemt.training.evaluating import Predictions, evaluate, predict, report_of
+    from pemt.training.result import AdaptResult
     from pemt.training.routing import predict_routed
     from pemt.training.settings import Answers, TrainSettings
     from pemt.training.sourcing import SourceResult, train_source
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __getattr__ = lazy(
     __name__,
     {
-        "AdaptResult": "pemt.training.adapting",
+        "AdaptResult": "pemt.training.result",
         "Answer": "pemt.training.streaming",
         "Answers": "pemt.training.settings",
         "Predictions": "pemt.training.evaluating",

@@ -2,141 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pemt.analysis.diagnosis import Diagnosis
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertLibrary
-from pemt.guide import Guide, guide_of
+from pemt.guide import guide_of
 from pemt.guide.rule import AUTO, Choice, choice_of, is_few
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
-from pemt.tasks import Example, FewShot, Task, draw, load_splits
-from pemt.tasks.encoding import Collator, encode_prompts_only
+from pemt.tasks import FewShot, Task, draw, load_splits
 from pemt.tasks.fewshot import Validation
-from pemt.tasks.reporting import ConstantAnswer, Report
 from pemt.training import processes
 from pemt.training.choosing import best_experts, picked
-from pemt.training.diagnosing import constant_of, diagnosis_of, target_prompt
-from pemt.training.evaluating import (
-    Predictions,
-    evaluate,
-    evaluating,
-    lengths,
-    report_of,
-    side_of,
-)
+from pemt.training.diagnosing import constant_of, diagnosis_of, judged_alone, target_prompt
+from pemt.training.evaluating import evaluate, report_of
 from pemt.training.fitting import Fit, fit
-from pemt.training.record import run_record, write_json
+from pemt.training.gates import gates_of
+from pemt.training.result import AdaptResult, write_result
 from pemt.training.selecting import Selection, cross_validate, settings_for
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import some
 
 if TYPE_CHECKING:
+    from pemt.guide import Evidence
     from pemt.methods.ranking import Ranking
-
-
-@dataclass
-class AdaptResult:
-    """What adapting gave.
-
-    Attributes:
-        model: trained, still on its base; `model.detach()` gives the base back.
-        base: the base it is on.
-        task: the target task.
-        metrics: on the test rows, "n" among them.
-        validation: of the main metric at the kept step, or its cross-validated mean; None where
-            nothing was selected.
-        gates: mean gates over test examples, `[layers, K]`; None for methods without gates.
-        gate_spread: how far each example's gates are spread over experts, see `gates_of`.
-        experts: names of the gate columns.
-        predictions: on the test rows.
-        report: the interval of the main metric, scores per class, invalid answers.
-        manifest: of the few-shot draw, or the sizes of the full splits.
-        fit: how training went; None where nothing trains by gradient.
-        parameters: (trained, total).
-        notes: of the method, such as the expert it chose.
-        settings: that were used, the chosen learning rate among them.
-        tried: validation score by learning rate, each written as "0.001"; without validation rows,
-            or where nothing trains by gradient, empty.
-        train_seconds: of the training steps alone, over all learning rates; of building, where that
-            already fits everything.
-        method: that was used: the one chosen, where there were several.
-        selection: of validation="cv".
-        constant: what the best single answer to every test row scores; None without labels.
-        diagnosis: signs that the run failed; None where it was not asked for.
-        config: PEMT's options, as the method used them.
-        test: the test rows, in the order of the predictions.
-        library: where the experts came from; None where they were given.
-        folder: where everything was written; None where nothing was.
-    """
-
-    model: AdaptedModel
-    base: Base
-    task: Task
-    metrics: dict[str, float]
-    validation: float | None
-    gates: torch.Tensor | None
-    experts: list[str]
-    predictions: Predictions
-    report: Report
-    manifest: dict[str, Any]
-    fit: Fit | None
-    parameters: tuple[int, int]
-    settings: TrainSettings
-    notes: dict[str, Any] = field(default_factory=dict)
-    tried: dict[str, float] = field(default_factory=dict)
-    train_seconds: float = 0.0
-    method: str = "pemt"
-    selection: Selection | None = None
-    gate_spread: dict[str, float] | None = None
-    constant: ConstantAnswer | None = None
-    diagnosis: Diagnosis | None = None
-    config: PemtConfig = PemtConfig()  # noqa: RUF009 - frozen
-    test: Sequence[Example] = ()
-    library: str | None = None
-    folder: Path | None = None
-
-    def verdicts(self) -> list[str]:
-        """What the guide and the selection say, one sentence each, if there were any."""
-        lines = []
-        if self.selection is not None:
-            lines.append(self.selection.verdict())
-        if "rule" in self.notes:
-            lines.append(f"{self.notes['rule']} ({self.method})")
-        if "guide" in self.notes:
-            lines.append(Guide.from_dict(self.notes["guide"]).verdict())
-        return lines
-
-    def write_report(self, path: str | Path) -> Path:
-        """Write everything worth reading about the run as one HTML file.
-
-        `pemt report` writes the same from a run's folder. Of a run without one there are no gates
-        over the steps.
-        """
-        from pemt.analysis.report import files_of, read_run, write_run_report
-
-        if self.folder is not None:
-            files = read_run(self.folder)
-        else:
-            files = files_of(run_record_of(self), results_of(self), errors_of(self))
-        return write_run_report(files, Path(path))
-
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """Answer source texts, rendered as the task's template renders them."""
-        from pemt.training.evaluating import predict
-
-        examples = [Example(str(i), t, None, "") for i, t in enumerate(texts)]
-        return predict(self.model, self.task, self.base.tokenizer, examples, self.settings).texts
 
 
 def target_rows(
@@ -208,7 +105,8 @@ def adapt(
         test_rows: at most this many test rows, drawn by seed 0.
         data_dir: local mirror of datasets.
         folder: for checkpoints, logs, the record, results and (PEMT) the adapted model.
-        diagnose: look for signs that the run failed: one pass over 32 test rows' texts.
+        diagnose: look for signs that the run failed: a pass over 32 test rows' texts and, with few
+            labels, one per expert over at most 64 training rows.
         progress: show progress bars.
 
     Returns:
@@ -298,6 +196,9 @@ def adapt(
         )  # fmt: skip
         return chosen_method.build(setting), setting.notes
 
+    judged: Evidence | None = None
+    if diagnose and config.guide == "none" and rows.validation and chosen_method.is_pemt:
+        judged = judged_alone(base, task, experts, rows.train, chosen)
     started = time.perf_counter()
     model, notes = build()
     processes.same_start(model)
@@ -338,10 +239,10 @@ def adapt(
         if diagnose:
             result.diagnosis = diagnosis_of(
                 result, first_prompt=first_prompt, validation_rows=len(rows.validation),
-                shots=shots, evidence=shared.get("guide", (None, None))[1],
+                shots=shots, evidence=shared.get("guide", (None, judged))[1],
             )  # fmt: skip
         if folder is not None and processes.is_main():
-            _write(result, folder)
+            write_result(result, folder)
     processes.wait()
     return result
 
@@ -404,115 +305,3 @@ def _train(
     assert best is not None
     model.load_trained_state(best[3])
     return model, best[1], best[2], fits
-
-
-@torch.no_grad()
-def gates_of(
-    model: AdaptedModel,
-    task: Task,
-    base: Base,
-    examples: Sequence[Example],
-    settings: TrainSettings,
-) -> tuple[torch.Tensor, dict[str, float]] | None:
-    """Mean gates over examples, `[layers, K]`, and how far the gates of one example are spread.
-
-    The spread is a mean over layers and examples: "entropy" in nats, "top", the largest weight, and
-    "effective_experts", exp(entropy). A mean over examples is flatter than the gates that it is
-    over. None for a model without gates.
-    """
-    from pemt.analysis.gates import entropy
-
-    if not isinstance(model, PemtModel) or not examples or not model.gated_sites():
-        return None
-    total = torch.zeros(len(model.gated_sites()), len(model.gate_names))
-    spread = torch.zeros(2)
-    for gates in gates_of_rows(model, task, base, examples, settings):
-        total += gates.sum(1).cpu()
-        spread += torch.stack([entropy(gates).sum(), gates.amax(-1).sum()]).cpu()
-    nats, top = (spread / (len(examples) * len(total))).tolist()
-    spreads = {"entropy": nats, "effective_experts": math.exp(nats), "top": top}
-    return total / len(examples), spreads
-
-
-@torch.no_grad()
-def gates_of_rows(
-    model: PemtModel, task: Task, base: Base, examples: Sequence[Example], settings: TrainSettings
-) -> Iterator[torch.Tensor]:
-    """The gates of examples, batch by batch: `[layers, B, K]`."""
-    encoded = encode_prompts_only(
-        examples, task, base.tokenizer, model.family, **lengths(model, settings)
-    )
-    collate = Collator(base.tokenizer, model.family, side=side_of(model.family))
-    with evaluating(model):
-        for start in range(0, len(encoded), settings.eval_batch_size):
-            batch = collate(encoded[start : start + settings.eval_batch_size])
-            yield model.gates(
-                batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-            )
-
-
-def run_record_of(result: AdaptResult) -> dict[str, Any]:
-    """What the run was: the content of run.json."""
-    return run_record(
-        stage="adapt", method=result.method, task=result.task.name, base=result.base.name,
-        experts=result.experts, config=result.config.to_dict(),
-        settings=result.settings.to_dict(), rows=result.manifest, library=result.library,
-    )  # fmt: skip
-
-
-def results_of(result: AdaptResult) -> dict[str, Any]:
-    """What it gave: the content of results.json."""
-    from pemt.analysis.gates import gate_table
-
-    shown, task = result.report.to_dict(), result.task
-    return {
-        "task": task.name, "method": result.method, "metrics": result.metrics,
-        "validation": result.validation, "parameters": result.parameters,
-        **{key: shown[key] for key in
-           ("interval", "per_class", "confusion", "invalid", "invalid_texts")},
-        "gates": None if result.gates is None
-        else gate_table(result.gates, result.model, result.experts),
-        "fit": None if result.fit is None else result.fit.__dict__, "notes": result.notes,
-        "about": {"description": task.description, "kind": task.kind, "metric": task.metrics[0],
-                  "labels": list(task.labels), "licence": task.licence},
-        "constant": None if result.constant is None else asdict(result.constant),
-        "tried": result.tried, "train_seconds": result.train_seconds,
-        "verdicts": result.verdicts(),
-        "diagnosis": None if result.diagnosis is None else result.diagnosis.to_list(),
-    }  # fmt: skip
-
-
-def errors_of(result: AdaptResult) -> list[dict[str, Any]]:
-    """The wrong answers worth reading: the content of errors.json."""
-    from pemt.analysis.errors import worst_errors
-
-    return worst_errors(result.task, result.test, result.predictions)
-
-
-def _write(result: AdaptResult, folder: Path) -> None:
-    """Everything a run leaves: the record, results, predictions and (PEMT) the adapted model."""
-    from pemt.analysis.errors import probabilities_of
-
-    write_json(folder / "run.json", run_record_of(result))
-    answers = zip(
-        result.test, result.predictions.texts, probabilities_of(result.predictions), strict=True
-    )
-    write_json(
-        folder / "predictions.json",
-        [{"id": e.id, "target": e.target, "answer": a, "probability": p} for e, a, p in answers],
-    )
-    write_json(folder / "errors.json", errors_of(result))
-    write_json(folder / "results.json", results_of(result))
-    if isinstance(result.model, PemtModel):
-        from pemt.analysis.gates import GateReport
-        from pemt.analysis.heat_maps import gate_heat_map
-
-        result.model.save_pretrained(
-            folder / "model",
-            base_name=result.base.name,
-            extra={"task": result.task.to_dict(), "settings": result.settings.to_dict(),
-                   "metrics": result.metrics, "interval": result.report.main_interval()},
-        )  # fmt: skip
-        if result.gates is not None:
-            drawn = GateReport.from_means(result.gates, result.model, result.experts)
-            gate_heat_map(drawn, folder / "gates.png")

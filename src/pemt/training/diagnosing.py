@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pemt.analysis.diagnosis import Diagnosis, Facts, diagnose
+from pemt.analysis.diagnosis import diagnose
+from pemt.analysis.findings import Diagnosis, Facts
 from pemt.analysis.heldout import best_single, of_run
 from pemt.analysis.mixture import measure_mixture
-from pemt.methods import method_named
-from pemt.model import AdaptedModel, PemtModel
+from pemt.bases import Base
+from pemt.errors import PemtError
+from pemt.experts import Expert
+from pemt.methods import Setting, method_named
+from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.tasks import Example, Task
 from pemt.tasks.reporting import ConstantAnswer, constant_answer
+from pemt.training.settings import TrainSettings
+from pemt.training.sourcing import some
 
 if TYPE_CHECKING:
     from pemt.guide import Evidence
-    from pemt.training.adapting import AdaptResult
+    from pemt.training.result import AdaptResult
+
+JUDGED = 64
+"""Training rows that experts are judged on for a diagnosis: a pass per expert, so few."""
 
 
 def target_prompt(model: AdaptedModel) -> torch.Tensor | None:
@@ -39,6 +48,35 @@ def constant_of(task: Task, examples: Sequence[Example]) -> ConstantAnswer | Non
     return constant_answer(task, labels, groups if any(groups) else None)
 
 
+def judged_alone(
+    base: Base, task: Task, experts: Sequence[Expert], train: Sequence[Example],
+    settings: TrainSettings,
+) -> Evidence | None:  # fmt: skip
+    """What each expert alone says about at most 64 training rows, for a method that judges none.
+
+    The base must have nothing attached; random numbers are left as they were. None where it takes
+    long (more rows than a guide looks at), where nothing is learnt from so few rows, or where
+    answers are texts.
+    """
+    from pemt.guide import gather
+    from pemt.guide.rule import is_few
+
+    label_like = task.kind == "classification" or (
+        task.kind == "regression" and base.backbone.family == "encoder-only"
+    )
+    if not experts or not label_like or not is_few(len(train)):
+        return None
+    setting = Setting(
+        base=base, task=task, experts=experts, train=some(train, JUDGED, 0), validation=[],
+        config=PemtConfig(), max_source_length=settings.max_source_length,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return gather(setting, experts)
+        except PemtError:
+            return None
+
+
 def diagnosis_of(
     result: AdaptResult, *, first_prompt: torch.Tensor | None, validation_rows: int,
     shots: int | None, evidence: Evidence | None,
@@ -50,7 +88,7 @@ def diagnosis_of(
         first_prompt: the target prompt before training.
         validation_rows: that the kept step was chosen on.
         shots: labels per class; None for the full split.
-        evidence: of a guide, where the run has one.
+        evidence: of a guide, or of `judged_alone`; None without either.
     """
     method, model, task = method_named(result.method), result.model, result.task
     now = target_prompt(model)
