@@ -87,9 +87,17 @@ def test_show_prints_brackets_as_they_are(library, capsys):
 
 def test_show_as_json(library, capsys):
     assert show(library, "films", json=True) == 0
-    assert ExpertInfo.from_json(json.loads(capsys.readouterr().out)) == ExpertLibrary(library).info(
-        "films"
-    )
+    shown = json.loads(capsys.readouterr().out)
+    assert shown.pop("size") == pytest.approx(ExpertLibrary(library).load("films").size, abs=1e-3)
+    assert ExpertInfo.from_json(shown) == ExpertLibrary(library).info("films")
+
+
+def test_show_tells_of_an_expert_whose_tensors_are_damaged(library, capsys):
+    (library / "films" / "adapter_model.safetensors").write_bytes(b"no tensors")
+    assert show(library, "films", json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "size" not in shown
+    assert shown["task"] == ExpertLibrary(library).info("films").task
 
 
 def test_verify_exits_with_1_on_any_problem(library, capsys):

@@ -82,6 +82,16 @@ def test_num_params_counts_the_branches():
     assert make_expert(kind="bottleneck").num_params == 2 * (R * (F + D) + R + D)
 
 
+@pytest.mark.parametrize("kind", ["lora", "bottleneck"])
+def test_size_is_the_mean_norm_of_the_products(kind):
+    expert = make_expert(kind=kind)
+    norms = [(y.scale * y.B @ y.A).norm().item() for y in expert.layers]
+    assert expert.size == pytest.approx(sum(norms) / len(norms), rel=1e-5)
+    larger = [dataclasses.replace(y, scale=3 * y.scale) for y in expert.layers]
+    tripled = dataclasses.replace(expert, layers=tuple(larger))
+    assert tripled.size == pytest.approx(3 * expert.size)
+
+
 def test_parts_that_contradict_each_other_are_refused():
     expert = make_expert()
     change = dataclasses.replace

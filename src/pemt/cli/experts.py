@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from pemt.errors import ConfigError, PemtError
@@ -49,6 +50,8 @@ def list_experts(library: str, *, json: bool = False) -> int:
 def show(library: str, name: str, *, json: bool = False) -> int:
     """Show where one expert came from: task, base, data, settings and what it reached.
 
+    "size" is the mean norm of its branches' B A; in a mixture much larger experts drown others.
+
     Args:
         library: Folder that holds the experts, one folder each, or hf://user/repo@revision.
         name: The expert's name, as `pemt experts list` gives it.
@@ -57,12 +60,15 @@ def show(library: str, name: str, *, json: bool = False) -> int:
     Returns:
         0.
     """
-    info = open_library(library).info(name).to_json()
+    store = open_library(library)
+    shown = store.info(name).to_json()
+    with contextlib.suppress(PemtError):  # of damaged tensors `verify` tells
+        shown["size"] = round(store.load(name, verify=False).size, 3)
     if json:
-        print_json(info)
+        print_json(shown)
         return 0
     table = _table(f"Expert {name}", "field", "value")
-    for field, value in info.items():
+    for field, value in shown.items():
         _add(table, field, _cell(value))
     _print(table)
     return 0

@@ -339,6 +339,19 @@ class Expert:
         tensors = [t for y in self.layers for t in (y.A, y.B, y.a, y.b) if t is not None]
         return sum(t.numel() for t in tensors)
 
+    @property
+    def size(self) -> float:
+        """Frobenius norm of `scale * B A`, a mean over the branches; 0.0 for a prompt.
+
+        For a bottleneck that is without its non-linearity and biases. The Task Sparsity Loss
+        prefers experts that are large beside the others (docs/studies/sparsity.md).
+        """
+        squares = [  # |B A|^2 = <B^T B, A A^T>: products of the rank's size
+            (y.B.double().mT @ y.B.double() * (y.A.double() @ y.A.double().mT)).sum() * y.scale**2
+            for y in self.layers
+        ]
+        return sum(max(0.0, s.item()) ** 0.5 for s in squares) / max(len(squares), 1)
+
 
 def check_compatible(
     info: ExpertInfo,
