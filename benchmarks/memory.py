@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from contestants import NAMES, contestants, shapes
-from speed import DTYPES, LARGEST_LOOP, LARGEST_XLORA
+from speed import DTYPES, LARGEST_LOOP, LARGEST_XLORA, earlier, write_part
 
-from pemt.training.record import machine, run_record, write_json
+from pemt.training.record import machine
 
 MEBIBYTE = 1 << 20
 
@@ -39,11 +39,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep the parts in the file")
     given = parser.parse_args()
     if given.one is not None:
         print(json.dumps(one(json.loads(given.one), given)))
         return
     torch.set_num_threads(given.threads)
+    given.before = earlier(given)
     nothing = peak(None, given)["peak"]
     rows = []
     for name in given.shapes.split(","):
@@ -63,15 +65,7 @@ def main() -> None:
                         flush=True,
                     )
                     if given.output is not None:
-                        record(given, rows)
-
-
-def record(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Write what there is so far."""
-    settings = {k: v for k, v in vars(given).items() if k not in ("output", "one")}
-    write_json(
-        given.output, run_record(settings=settings, machine=machine(), unit="MiB", results=rows)
-    )
+                        write_part(given, machine=machine(), unit="MiB", results=rows)
 
 
 def methods_for(name: str, experts: int, given: argparse.Namespace) -> list[str]:

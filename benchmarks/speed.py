@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--append", action="store_true", help="keep the parts in the file")
     given = parser.parse_args()
-    given.before = []
-    if given.append and given.output is not None and given.output.exists():
-        given.before = json.loads(given.output.read_text(encoding="utf-8"))
+    given.before = earlier(given)
     torch.set_num_threads(given.threads)
     found = shapes(given.quick)
     rows: list[dict[str, Any]] = []
@@ -171,9 +169,21 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def record(given: argparse.Namespace, rows: list[dict[str, Any]], load: float) -> None:
     """Write what there is so far."""
+    write_part(given, machine={**machine(), "load_before": load}, results=rows)
+
+
+def earlier(given: argparse.Namespace) -> list[Any]:
+    """The parts that are in the file already, where it is appended to."""
+    if not given.append or given.output is None or not given.output.exists():
+        return []
+    parts: list[Any] = json.loads(given.output.read_text(encoding="utf-8"))
+    return parts
+
+
+def write_part(given: argparse.Namespace, **content: Any) -> None:
+    """Write a run's record: alone, or behind the parts that were there before it."""
     settings = {k: v for k, v in vars(given).items() if k not in ("output", "append", "before")}
-    about = {**machine(), "load_before": load}
-    part = run_record(settings=settings, machine=about, results=rows)
+    part = run_record(settings=settings, **content)
     write_json(given.output, [*given.before, part] if given.append else part)
 
 
