@@ -46,7 +46,8 @@ def main() -> None:
         return
     torch.set_num_threads(given.threads)
     given.before = earlier(given)
-    nothing = peak(None, given)["peak"]
+    imported = peak(None, given)
+    nothing = 0.0 if imported is None else imported["peak"]
     rows = []
     for name in given.shapes.split(","):
         for dtype in given.dtypes.split(","):
@@ -58,6 +59,9 @@ def main() -> None:
                 for method in methods_for(name, experts, given):
                     wanted = {"shape": name, "dtype": dtype, "experts": experts, "method": method}
                     found = peak(wanted, given)
+                    if found is None:
+                        print(f"{method:12} did not end: out of memory?", flush=True)
+                        continue
                     row = {**wanted, "peak": found["peak"] - nothing, "held": found["held"]}
                     rows.append(row)
                     print(
@@ -77,8 +81,8 @@ def methods_for(name: str, experts: int, given: argparse.Namespace) -> list[str]
     return [m for m in given.methods.split(",") if m not in left_out]
 
 
-def peak(wanted: dict[str, Any] | None, given: argparse.Namespace) -> dict[str, float]:
-    """MiB of one contestant's process, or of one that only imports."""
+def peak(wanted: dict[str, Any] | None, given: argparse.Namespace) -> dict[str, float] | None:
+    """MiB of one contestant's process, or of one that only imports; None where it failed."""
     command = [
         sys.executable,
         __file__,
@@ -95,7 +99,7 @@ def peak(wanted: dict[str, Any] | None, given: argparse.Namespace) -> dict[str, 
     )
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
-        return {"peak": float("nan"), "held": float("nan")}
+        return None
     answer: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 

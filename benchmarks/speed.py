@@ -30,7 +30,7 @@ from floor import lora_floor, pemt_floor
 
 from pemt.training.record import machine, run_record, write_json
 
-LARGEST_LOOP = {"t5-base": 24, "smollm2": 48, "minilm": 96}
+LARGEST_LOOP = {"t5-base": 24, "smollm2": 12, "minilm": 96}
 """Stacked full-width outputs of more experts than this do not fit 24 GiB."""
 LARGEST_XLORA = 24
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
