@@ -346,11 +346,12 @@ class Expert:
         For a bottleneck that is without its non-linearity and biases. The Task Sparsity Loss
         prefers experts that are large beside the others (docs/studies/sparsity.md).
         """
-        squares = [  # |B A|^2 = <B^T B, A A^T>: products of the rank's size
-            (y.B.double().mT @ y.B.double() * (y.A.double() @ y.A.double().mT)).sum() * y.scale**2
-            for y in self.layers
-        ]
-        return sum(max(0.0, s.item()) ** 0.5 for s in squares) / max(len(squares), 1)
+        norms = []
+        for layer in self.layers:  # |B A|^2 = <B^T B, A A^T>: products of the rank's size
+            A, B = layer.A.double(), layer.B.double()
+            square = float((B.mT @ B * (A @ A.mT)).sum())
+            norms.append(abs(layer.scale) * math.sqrt(max(0.0, square)))
+        return sum(norms) / max(len(norms), 1)
 
 
 def check_compatible(
