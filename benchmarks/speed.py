@@ -182,7 +182,8 @@ def earlier(given: argparse.Namespace) -> list[Any]:
 
 def write_part(given: argparse.Namespace, **content: Any) -> None:
     """Write a run's record: alone, or behind the parts that were there before it."""
-    settings = {k: v for k, v in vars(given).items() if k not in ("output", "append", "before", "one")}
+    left_out = ("output", "append", "before", "one")
+    settings = {k: v for k, v in vars(given).items() if k not in left_out}
     part = run_record(settings=settings, **content)
     write_json(given.output, [*given.before, part] if given.append else part)
 
