@@ -12,6 +12,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+from pemt.writing import write_whole
+
 STUDIES = ("sources", "sparsity", "prompt", "ablation")
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -32,7 +34,7 @@ def main() -> None:
         shutil.copyfile(folder / "study.png", DOCS / "figures" / f"study-{name}.png")
         shutil.copyfile(folder / "study.csv", RESULTS / f"study-{name}.csv")
         page = DOCS / "studies" / f"{name}.md"
-        page.write_text(filled(page.read_text(encoding="utf-8"), name, shown(folder)), "utf-8")
+        write_whole(page, filled(page.read_text(encoding="utf-8"), name, shown(folder)))
         print(f"{name}: {page}")
 
 
@@ -49,6 +51,8 @@ def shown(folder: Path) -> str:
 def filled(page: str, name: str, content: str) -> str:
     """The page with `content` between its markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if not 0 <= page.find(begin) < page.find(end):
+        raise SystemExit(f"docs/studies/{name}.md has no {begin} before {end}: write both lines")
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n{content}\n{end}{after}"

@@ -271,6 +271,20 @@ def test_evidence_makes_the_single_expert_a_rival(tmp_path, method):
     assert "16 validation rows" in found.evidence
 
 
+def test_more_experts_than_a_diagnosis_judges_are_not_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("pemt.training.diagnosing.MOST_JUDGED", 1)
+    base = tiny.loaded("bert")
+    experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
+    result = adapt(
+        base, tiny.task(tmp_path), experts, shots=8, settings=tiny.settings(), config=CONFIG,
+        progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    found = next(f for f in result.diagnosis.findings if f.name == "behind-single-expert")
+    assert found.severity == "not checked"
+    assert "--method guided" in found.advice
+
+
 @pytest.mark.parametrize(
     ("method", "checks"),
     [

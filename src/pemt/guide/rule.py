@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pemt.backbones import Family
 from pemt.guide.guide import ROWS, Guide
 from pemt.model.pemt import NONE
+from pemt.tasks import Task
 
 AUTO = "auto"
 """The name that asks for the rule where a method is named."""
@@ -34,6 +36,11 @@ class Choice:
 def is_few(rows: int) -> bool:
     """Whether the guide is asked: it looks at so many labelled rows, and no more was measured."""
     return rows <= ROWS
+
+
+def takes_probes(task: Task, family: Family) -> bool:
+    """Whether probes can be fitted for the task: its answers are labels, or a head's scores."""
+    return task.kind == "classification" or (task.kind == "regression" and family == "encoder-only")
 
 
 def choice_of(guide: Guide | None, rows: int, *, probes: bool = True) -> Choice:

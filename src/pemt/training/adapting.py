@@ -14,7 +14,7 @@ from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertLibrary
 from pemt.guide import guide_of
-from pemt.guide.rule import AUTO, Choice, choice_of, is_few
+from pemt.guide.rule import AUTO, Choice, choice_of, is_few, takes_probes
 from pemt.methods import Setting, method_named
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import check_place
@@ -106,7 +106,7 @@ def adapt(
         data_dir: local mirror of datasets.
         folder: for checkpoints, logs, the record, results and (PEMT) the adapted model.
         diagnose: look for signs that the run failed: a pass over 32 test rows' texts and, with few
-            labels, one per expert over at most 64 training rows.
+            labels, one per expert over at most 32 training rows.
         progress: show progress bars.
 
     Returns:
@@ -260,10 +260,7 @@ def _ruled(
             max_source_length=settings.max_source_length, shared=shared,
         )  # fmt: skip
         guide = guide_of(setting)[0]
-    family = base.backbone.family
-    probes = task.kind == "classification" or (
-        task.kind == "regression" and family == "encoder-only"
-    )
+    probes = takes_probes(task, base.backbone.family)
     return choice_of(guide, len(rows.train), probes=probes)
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pemt.guide import Evidence
     from pemt.training.result import AdaptResult
 
-JUDGED = 64
-"""Training rows that experts are judged on for a diagnosis: a pass per expert, so few."""
+JUDGED, MOST_JUDGED = 32, 12
+"""Training rows, and experts at most, that a diagnosis judges: a pass per expert, so few."""
 
 
 def target_prompt(model: AdaptedModel) -> torch.Tensor | None:
@@ -52,19 +52,17 @@ def judged_alone(
     base: Base, task: Task, experts: Sequence[Expert], train: Sequence[Example],
     settings: TrainSettings,
 ) -> Evidence | None:  # fmt: skip
-    """What each expert alone says about at most 64 training rows, for a method that judges none.
+    """What each expert alone says about at most 32 training rows, for a method that judges none.
 
-    The base must have nothing attached; random numbers are left as they were. None where it takes
-    long (more rows than a guide looks at), where nothing is learnt from so few rows, or where
-    answers are texts.
+    The base must have nothing attached; random numbers are left as they were. None for more than 12
+    experts, which takes long beside training, for more rows than a guide looks at, where nothing is
+    learnt from so few rows, and where answers are texts.
     """
     from pemt.guide import gather
-    from pemt.guide.rule import is_few
+    from pemt.guide.rule import is_few, takes_probes
 
-    label_like = task.kind == "classification" or (
-        task.kind == "regression" and base.backbone.family == "encoder-only"
-    )
-    if not experts or not label_like or not is_few(len(train)):
+    cheap = 0 < len(experts) <= MOST_JUDGED and is_few(len(train))
+    if not cheap or not takes_probes(task, base.backbone.family):
         return None
     setting = Setting(
         base=base, task=task, experts=experts, train=some(train, JUDGED, 0), validation=[],
