@@ -177,8 +177,8 @@ def test_a_model_without_a_guide_is_written_as_before(saved):
 
 
 def test_a_newer_format_is_refused(folder, base):
-    change(folder, format_version=3)
-    with pytest.raises(ConfigError, match=r"format version 3\n.*reads 1 to 2"):
+    change(folder, format_version=4)
+    with pytest.raises(ConfigError, match=r"format version 4\n.*reads 1 to 3"):
         PemtModel.from_pretrained(folder, base=base)
 
 

@@ -12,6 +12,7 @@ from pemt.analysis.gates import GateReport
 from pemt.analysis.history import HISTORY, GateHistory, read_history
 from pemt.errors import ConfigError, DataError
 from pemt.methods import METHODS
+from pemt.model import PemtModel
 from pemt.model.storage import CONFIG
 from pemt.tasks import Example, Task, load_splits
 from pemt.training.deploying import Deployed, load_run
@@ -123,6 +124,8 @@ def load_gated(
     if not run.has_model:
         raise _no_gates(run, "its method has none, so no model with experts was saved")
     loaded = load_run(run.path, library=library, base=base, precision=precision)
+    if not isinstance(loaded.model, PemtModel):
+        raise _no_gates(run, "its method has no experts")
     if loaded.model.gated_sites():
         return loaded
     why = "it was adapted without a mixture (config.mixture)"

@@ -78,7 +78,7 @@ def correlations(
         own = gained.get(loaded.task.name)
         target = _of_run(found, loaded, examples, masked=gain and own is None, progress=not json)
         targets.append(target if own is None else with_gains(target, own))
-        loaded.model.detach()
+        loaded.mixture.detach()
     tasks = {t.task for t in targets}
     targets = _named(targets, folders) + [t for t in grid if t.task not in tasks]
     together = correlate(targets)
@@ -107,7 +107,7 @@ def _of_run(
     from pemt.analysis.measuring import measure_gates
     from pemt.analysis.transfer import target_of
 
-    model, task, tokenizer = loaded.model, loaded.task, loaded.base.tokenizer
+    model, task, tokenizer = loaded.mixture, loaded.task, loaded.base.tokenizer
     gates = measure_gates(model, task, tokenizer, examples, loaded.settings)
     masks = None
     if masked:
@@ -125,7 +125,7 @@ def _kept(found: RunFolder, loaded: Deployed, rows: int) -> MaskReport | None:
     if not path.is_file():
         return None
     report = MaskReport.from_dict(json_format.loads(path.read_text(encoding="utf-8")))
-    whole = set(report.gains()) == set(loaded.model.expert_names)
+    whole = set(report.gains()) == set(loaded.mixture.expert_names)
     return report if whole and report.rows == rows else None
 
 

@@ -55,7 +55,7 @@ def fold(
     folder = output or run.parent / f"{run.name}-folded"
     check_free(folder)
     loaded = load_run(run, library=library, base=base, precision=precision)
-    model = loaded.model
+    model = loaded.mixture
     require_foldable(model, partial=partial)
     here = at_hand(loaded, rows=rows, data_dir=data_dir)
     gates = None

@@ -103,7 +103,7 @@ def _measured(
         also = "or show the means that the run wrote down: --recorded"
         raise type(error)(error.what, f"{error.fix}; {also}" if error.fix else also) from None
     return measure_gates(
-        loaded.model, loaded.task, loaded.base.tokenizer, examples, loaded.settings, notes=notes
+        loaded.mixture, loaded.task, loaded.base.tokenizer, examples, loaded.settings, notes=notes
     )
 
 

@@ -49,7 +49,7 @@ def mask(
     examples, notes = scored_rows(found, loaded.task, rows=rows, data_dir=data_dir)
     names = [n.strip() for n in experts.split(",")] if isinstance(experts, str) else experts
     report = mask_scores(
-        loaded.model, loaded.task, loaded.base.tokenizer, examples, loaded.settings,
+        loaded.mixture, loaded.task, loaded.base.tokenizer, examples, loaded.settings,
         experts=names, progress=not json, notes=notes,
     )  # fmt: skip
     folder = output or found.output

@@ -50,16 +50,16 @@ def prune(
     check_free(folder)
     loaded = load_run(run, library=library, base=base, precision=precision)
     here = at_hand(loaded, rows=rows, data_dir=data_dir)
-    gates = here.gates(loaded, loaded.model)
+    gates = here.gates(loaded, loaded.mixture)
     if gates is None:
-        gates = recorded_gates(place, loaded.model)
+        gates = recorded_gates(place, loaded.mixture)
     if gates is None:
         raise ConfigError(
             f"No gates to judge the experts of {run} by: {here.missing or 'it has no mixture'}",
             "make the task's rows available (--data-dir), or give the run's whole folder, whose "
             "results.json has them",
         )
-    found = pruning_of(loaded.model, gates, below=below)
+    found = pruning_of(loaded.mixture, gates, below=below)
     shown = {"run": str(run), "below": below, "shares": found.shares, "kept": found.kept,
              "dropped": found.dropped}  # fmt: skip
     if not found.dropped:
@@ -70,8 +70,8 @@ def prune(
             print(f"No expert is below {below:g} everywhere: the least is {least} with "
                   f"{found.shares[least]:.3f}. Nothing was written.")  # fmt: skip
         return 0
-    before = here.scores(loaded, loaded.model)
-    model = prune_model(loaded.model, found.dropped)
+    before = here.scores(loaded, loaded.mixture)
+    model = prune_model(loaded.mixture, found.dropped)
     after = here.scores(loaded, model)
     scores = None if before is None or after is None else {"before": before, "after": after}
     extra = {**described["extra"], "pruned": {"below": below, "dropped": found.dropped}}

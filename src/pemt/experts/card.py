@@ -173,12 +173,12 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
     measured = measures(
         {"test": {**_mapping(extra.get("metrics")), "interval": extra.get("interval")}}
     )
-    settings = _mapping(extra.get("settings"))
+    settings, method = _mapping(extra.get("settings")), described.get("method")
     front: dict[str, Any] = {
         "license": "unknown",
         **({"base_model": described["base"]} if _HUB_ID.fullmatch(str(described["base"])) else {}),
         "library_name": "pemt",
-        "tags": ["pemt", "few-shot", "mixture-of-experts"],
+        "tags": ["pemt", "few-shot", *([] if method else ["mixture-of-experts"])],
         **_datasets([task]),
     }
     if saved.get("kind") in _PIPELINES:
@@ -188,7 +188,7 @@ def model_card(described: Mapping[str, Any], *, folder: str = "model") -> str:
     return _render(
         "model.md.j2", front, described=described, saved=saved, measured=measured, folder=folder,
         settings=settings, task=task, guide=_mapping(described.get("guide")),
-        instant=_mapping(described.get("instant")),
+        instant=_mapping(described.get("instant")), method=method,
     )  # fmt: skip
 
 

@@ -81,6 +81,8 @@ class Method:
         kinds: of tasks it can answer.
         elsewhere: one sentence for people who ask for it where it is not defined.
         changes: fields of PemtConfig that make an ablation.
+        rebuilt: whether base, task and options make its model again, so that the trained parameters
+            are all that a folder needs; PEMT's models say more, see `pemt.model.storage`.
     """
 
     title: str
@@ -93,6 +95,7 @@ class Method:
     kinds: tuple[str, ...] = KINDS
     elsewhere: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
+    rebuilt: bool = False
 
     @property
     def is_pemt(self) -> bool:
@@ -153,7 +156,7 @@ METHODS: dict[str, Method] = {
     # -- nothing but the target's own labels
     "full": Method(
         title="full fine-tuning", paper="-", builder="pemt.methods.full:FullModel.build",
-        learning_rates=_rates(5e-5, 2e-5, 1e-4),
+        learning_rates=_rates(5e-5, 2e-5, 1e-4), rebuilt=True,
     ),
     "probe": Method(
         title="linear probe", paper="-", builder="pemt.methods.probe:ProbeModel.build",
@@ -163,22 +166,23 @@ METHODS: dict[str, Method] = {
     "bitfit": Method(
         title="BitFit", paper="Ben Zaken et al. 2022, arXiv 2106.10199",
         builder="pemt.methods.bitfit:BitFitModel.build", learning_rates=_rates(5e-3, 2e-3, 1e-3),
+        rebuilt=True,
     ),
     "lora": Method(
         title="LoRA", paper="Hu et al. 2022, arXiv 2106.09685",
-        builder="pemt.methods.lora:LoraModel.build", learning_rates=_USUAL,
+        builder="pemt.methods.lora:LoraModel.build", learning_rates=_USUAL, rebuilt=True,
     ),
     "adapter": Method(
         title="adapter", paper="Houlsby et al. 2019, arXiv 1902.00751",
-        builder="pemt.methods.adapter:AdapterModel.build", learning_rates=_USUAL,
+        builder="pemt.methods.adapter:AdapterModel.build", learning_rates=_USUAL, rebuilt=True,
     ),
     "adamix": Method(
         title="AdaMix", paper="Wang et al. 2022, arXiv 2205.12410",
-        builder="pemt.methods.adamix:AdaMixModel.build", learning_rates=_USUAL,
+        builder="pemt.methods.adamix:AdaMixModel.build", learning_rates=_USUAL, rebuilt=True,
     ),
     "prompt-tuning": Method(
         title="prompt tuning", paper="Lester et al. 2021, arXiv 2104.08691",
-        builder="pemt.methods.prompt_tuning:build", learning_rates=_PROMPTS,
+        builder="pemt.methods.prompt_tuning:build", learning_rates=_PROMPTS, rebuilt=True,
     ),
     "setfit": Method(
         title="SetFit", paper="Tunstall et al. 2022, arXiv 2209.11055",

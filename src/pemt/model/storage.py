@@ -1,6 +1,7 @@
 """An adapted model on disk: a folder that needs only the base to answer.
 
 pemt.json           what it is: configuration, base, experts by name and hash, task, file hashes
+                    (and the method, of a model without experts that `pemt.methods` makes again)
 model.safetensors   everything that was trained
 instant.safetensors the probes of an instant mixture (where there is one)
 README.md           the card: what it is, for people and for the Hub
@@ -27,11 +28,17 @@ from pemt.experts.manifest import CARD
 from pemt.model.config import PemtConfig, from_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from pemt.bases import Base
+    from pemt.model.adapted import AdaptedModel
     from pemt.model.pemt import PemtModel
 
-# 2 added guides and instant mixtures; a model that needs neither is still written as 1
-FORMAT_VERSION = 2
+# 2 added guides and instant mixtures, 3 methods without experts; a model that needs neither is
+# still written as 1
+FORMAT_VERSION = 3
 CONFIG, WEIGHTS, EXPERTS = "pemt.json", "model.safetensors", "experts"
 INSTANT = "instant.safetensors"
 KEYS = (
@@ -56,14 +63,58 @@ def save_model(
     Raises:
         ConfigError: the folder holds something else.
     """
-    folder = Path(folder)
-    check_place(folder)
     loose = [e.name for e in model.experts if not e.info.content_hash]
     if loose and not include_experts:
         raise ConfigError(
             f"Expert {loose[0]!r} is in no library",
             "add it to one, or save with include_experts=True",
         )
+    stated, tensors = model.beside()
+    described = {
+        "format_version": 1 if model.guide is None else 2,
+        "config": model.pemt_config.to_dict(),
+        "prompt_rows": len(model.correlation_prompt.target.embedding),
+    }
+    if model.guide is not None:
+        described |= {"guide": model.guide, **stated}
+    return _write(
+        model, Path(folder), {**described, "base": base_name, "extra": extra or {}},
+        beside=tensors, experts=model.experts, include_experts=include_experts,
+    )  # fmt: skip
+
+
+def save_rebuilt(
+    model: AdaptedModel, folder: str | Path, *, method: str, config: PemtConfig, init_seed: int,
+    base_name: str, extra: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Write a model without experts that its method makes again from base, task and options.
+
+    Args:
+        model: on its base.
+        folder: as in `save_model`.
+        method: a name in `pemt.methods.METHODS`, one that is `rebuilt`.
+        config: what it was built with.
+        init_seed: of new weights: some methods keep what never trains.
+        base_name: what the base is loaded by.
+        extra: kept under "extra"; the task must be there.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    described = {
+        "format_version": 3, "method": method, "config": config.to_dict(), "prompt_rows": 0,
+        "init_seed": init_seed, "base": base_name, "extra": extra,
+    }  # fmt: skip
+    return _write(model, Path(folder), described)
+
+
+def _write(
+    model: AdaptedModel, folder: Path, described: dict[str, Any], *,
+    beside: dict[str, Tensor] | None = None, experts: Sequence[Expert] = (),
+    include_experts: bool = True,
+) -> Path:  # fmt: skip
+    """The folder, with what is said of every model added to the description."""
+    check_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -71,32 +122,25 @@ def save_model(
             {k: v.cpu().contiguous() for k, v in model.trained_state().items()}, fresh / WEIGHTS
         )
         listed = []
-        for expert in model.experts:
+        for expert in experts:
             saved = expert.info
             if include_experts:
                 saved = save_expert(_as_named(expert), fresh / EXPERTS / expert.name)
             listed.append({"name": expert.name, "content_hash": saved.content_hash})
         files = [WEIGHTS]
-        stated, tensors = model.beside()
-        if tensors:
-            save_file(tensors, fresh / INSTANT)
+        if beside:
+            save_file(beside, fresh / INSTANT)
             files.append(INSTANT)
-        described = {
-            "format_version": 1 if model.guide is None else FORMAT_VERSION,
-            "base": base_name,
+        said = {
+            **described,
             "base_fingerprint": model.base_fingerprint(),
             "family": model.family,
             "outputs": model.outputs,
-            "config": model.pemt_config.to_dict(),
-            "prompt_rows": len(model.correlation_prompt.target.embedding),
             "experts": listed,
             "files": {name: _sha256(fresh / name) for name in files},
-            "extra": extra or {},
         }
-        if model.guide is not None:
-            described |= {"guide": model.guide, **stated}
-        (fresh / CONFIG).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-        (fresh / CARD).write_text(model_card(described, folder=folder.name), encoding="utf-8")
+        (fresh / CONFIG).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+        (fresh / CARD).write_text(model_card(said, folder=folder.name), encoding="utf-8")
         fresh.chmod(0o755)
         _swap(fresh, folder)
     finally:
@@ -189,11 +233,12 @@ def load_model(
 
     folder = Path(folder)
     described = read_description(folder)
-    for name, wanted in described["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != wanted:
-            raise ConfigError(
-                f"{folder / name} is missing or altered", "copy the folder again, or adapt again"
-            )
+    if "method" in described:
+        raise ConfigError(
+            f"{folder} holds a model of the method {described['method']!r}, without experts",
+            "read it with pemt.training.load_run, or answer with pemt predict",
+        )
+    verify_files(folder, described)
     experts = []
     for entry in described["experts"]:
         inside = folder / EXPERTS / entry["name"]
@@ -232,6 +277,17 @@ def load_model(
         guide=described.get("guide"),
         **beside,
     )
+    fill(model, folder, described, base)
+    return model, base, described
+
+
+def fill(model: AdaptedModel, folder: Path, described: dict[str, Any], base: Base) -> None:
+    """Load what was trained into a model that was built again; it is then ready to answer.
+
+    Raises:
+        ExpertError: another base; the model is taken off it again.
+        ConfigError: parameters that do not fit.
+    """
     try:
         if model.base_fingerprint() != described["base_fingerprint"]:
             raise ExpertError(
@@ -243,7 +299,19 @@ def load_model(
         model.detach()
         raise
     model.eval()
-    return model, base, described
+
+
+def verify_files(folder: Path, described: dict[str, Any]) -> None:
+    """Compare the files with their hashes.
+
+    Raises:
+        ConfigError: a missing or altered one.
+    """
+    for name, wanted in described["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != wanted:
+            raise ConfigError(
+                f"{folder / name} is missing or altered", "copy the folder again, or adapt again"
+            )
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from pemt._lazy import lazy
 
 if TYPE_CHECKING:
     from pemt.training.adapting import adapt
+    from pemt.training.deploying import Deployed, load_run
     from pemt.training.evaluating import Predictions, evaluate, predict, report_of
     from pemt.training.result import AdaptResult
     from pemt.training.routing import predict_routed
@@ -21,11 +22,13 @@ __getattr__ = lazy(
         "AdaptResult": "pemt.training.result",
         "Answer": "pemt.training.streaming",
         "Answers": "pemt.training.settings",
+        "Deployed": "pemt.training.deploying",
         "Predictions": "pemt.training.evaluating",
         "SourceResult": "pemt.training.sourcing",
         "TrainSettings": "pemt.training.settings",
         "adapt": "pemt.training.adapting",
         "evaluate": "pemt.training.evaluating",
+        "load_run": "pemt.training.deploying",
         "predict": "pemt.training.evaluating",
         "predict_routed": "pemt.training.routing",
         "predict_stream": "pemt.training.streaming",
@@ -38,11 +41,13 @@ __all__ = [
     "AdaptResult",
     "Answer",
     "Answers",
+    "Deployed",
     "Predictions",
     "SourceResult",
     "TrainSettings",
     "adapt",
     "evaluate",
+    "load_run",
     "predict",
     "predict_routed",
     "predict_stream",

@@ -10,9 +10,10 @@ from typing import Any
 from pemt.bases import Base, load_base
 from pemt.errors import ConfigError
 from pemt.experts import ExpertLibrary
-from pemt.model import PemtModel, TaskPart, TaskRouter
+from pemt.methods import METHODS, Setting
+from pemt.model import AdaptedModel, PemtConfig, PemtModel, TaskPart, TaskRouter
 from pemt.model.config import from_dict
-from pemt.model.storage import CONFIG, load_model, read_description
+from pemt.model.storage import CONFIG, fill, load_model, read_description, verify_files
 from pemt.tasks import Task
 from pemt.tasks.definition import task_keys
 from pemt.tasks.sources import build
@@ -23,10 +24,24 @@ from pemt.training.settings import TrainSettings
 class Deployed:
     """What answering needs."""
 
-    model: PemtModel
+    model: AdaptedModel
     base: Base
     task: Task
     settings: TrainSettings
+
+    @property
+    def mixture(self) -> PemtModel:
+        """The model, where it is one of experts.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if not isinstance(self.model, PemtModel):
+            raise ConfigError(
+                f"A model of {type(self.model).__name__} has no experts",
+                "give a run of pemt, guided or ensemble",
+            )
+        return self.model
 
 
 def task_from_saved(saved: dict[str, Any]) -> Task:
@@ -67,7 +82,7 @@ def load_run(
     """
     folder, described = _described(run)
     loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
-    return _loaded(folder, loaded, library)
+    return _loaded(folder, described, loaded, library)
 
 
 def _described(run: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -82,12 +97,42 @@ def _described(run: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, described
 
 
-def _loaded(folder: Path, loaded: Base, library: str | Path | None) -> Deployed:
-    model, loaded, described = load_model(
-        folder, base=loaded, library=None if library is None else ExpertLibrary(library)
-    )
+def _loaded(
+    folder: Path, described: dict[str, Any], loaded: Base, library: str | Path | None
+) -> Deployed:
+    task = task_from_saved(described["extra"]["task"])
     settings = from_dict(TrainSettings, described["extra"].get("settings", {}))
-    return Deployed(model, loaded, task_from_saved(described["extra"]["task"]), settings)
+    model: AdaptedModel
+    if "method" in described:
+        model = _rebuilt(folder, described, loaded, task, settings)
+    else:
+        model, loaded, _ = load_model(
+            folder, base=loaded, library=None if library is None else ExpertLibrary(library)
+        )
+    return Deployed(model, loaded, task, settings)
+
+
+def _rebuilt(
+    folder: Path, described: dict[str, Any], base: Base, task: Task, settings: TrainSettings
+) -> AdaptedModel:
+    """A model without experts, made again by its method and filled with what was trained."""
+    verify_files(folder, described)
+    name = described["method"]
+    if name not in METHODS or not METHODS[name].rebuilt:
+        can = ", ".join(n for n, method in METHODS.items() if method.rebuilt)
+        raise ConfigError(
+            f"{folder} says it is of the method {name!r}", f"this version of pemt reads {can}"
+        )
+    model = METHODS[name].build(
+        Setting(
+            base=base, task=task, experts=[], train=[], validation=[],
+            config=from_dict(PemtConfig, described["config"]),
+            init_seed=int(described.get("init_seed", 0)),
+            max_source_length=settings.max_source_length,
+        )
+    )  # fmt: skip
+    fill(model, folder, described, base)
+    return model
 
 
 @dataclass(frozen=True)
@@ -123,14 +168,14 @@ def load_runs(
         folder, described = _described(place if equals else given)
         if loaded is None:
             loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
-        one = _loaded(folder, loaded, library)
+        one = _loaded(folder, described, loaded, library)
         name = name if equals else one.task.name
         with one.model.attaching():
             if name in tasks:
                 raise ConfigError(
                     f"Two runs of a task {name!r}", "name them: FIRST=FOLDER,SECOND=FOLDER"
                 )
-            parts.append(TaskPart.of(name, one.model))
+            parts.append(TaskPart.of(name, one.mixture))
         one.model.detach()
         tasks[name], settings[name] = one.task, one.settings
     if loaded is None:

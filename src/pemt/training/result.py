@@ -12,7 +12,9 @@ import torch
 from pemt.analysis.findings import Diagnosis
 from pemt.bases import Base
 from pemt.guide import Guide
+from pemt.methods import METHODS
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
+from pemt.model.storage import save_rebuilt
 from pemt.tasks import Example, Task
 from pemt.tasks.reporting import ConstantAnswer, Report
 from pemt.training.evaluating import Predictions
@@ -155,7 +157,10 @@ def errors_of(result: AdaptResult) -> list[dict[str, Any]]:
 
 
 def write_result(result: AdaptResult, folder: Path) -> None:
-    """Everything a run leaves: the record, results, predictions and (PEMT) the adapted model."""
+    """Everything a run leaves: the record, results, predictions and the adapted model.
+
+    Models of methods that are neither PEMT's nor `rebuilt` are not kept.
+    """
     from pemt.analysis.errors import probabilities_of
 
     write_json(folder / "run.json", run_record_of(result))
@@ -168,16 +173,21 @@ def write_result(result: AdaptResult, folder: Path) -> None:
     )
     write_json(folder / "errors.json", errors_of(result))
     write_json(folder / "results.json", results_of(result))
+    extra = {
+        "task": result.task.to_dict(), "settings": result.settings.to_dict(),
+        "metrics": result.metrics, "interval": result.report.main_interval(),
+    }  # fmt: skip
+    place, base_name = folder / "model", result.base.name
+    if METHODS[result.method].rebuilt:
+        save_rebuilt(
+            result.model, place, method=result.method, config=result.config,
+            init_seed=result.settings.init_seed, base_name=base_name, extra=extra,
+        )  # fmt: skip
     if isinstance(result.model, PemtModel):
         from pemt.analysis.gates import GateReport
         from pemt.analysis.heat_maps import gate_heat_map
 
-        result.model.save_pretrained(
-            folder / "model",
-            base_name=result.base.name,
-            extra={"task": result.task.to_dict(), "settings": result.settings.to_dict(),
-                   "metrics": result.metrics, "interval": result.report.main_interval()},
-        )  # fmt: skip
+        result.model.save_pretrained(place, base_name=base_name, extra=extra)
         if result.gates is not None:
             drawn = GateReport.from_means(result.gates, result.model, result.experts)
             gate_heat_map(drawn, folder / "gates.png")
