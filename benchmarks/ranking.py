@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def rank(
     )  # fmt: skip
     begun = time.perf_counter()
     ranking = ranked(base, task, library, rows.train, max_source_length=given.max_source_length)
-    return {"ranking": asdict(ranking), "seconds": time.perf_counter() - begun}
+    return {"ranking": ranking.to_dict(), "seconds": time.perf_counter() - begun}
 
 
 def table(base: Base, library: ExpertLibrary, given: argparse.Namespace) -> None:

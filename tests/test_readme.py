@@ -17,7 +17,7 @@ def test_python_example(tmp_path, monkeypatch, capsys, offline_assets):
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     result = names["result"]
-    assert set(result.experts) == {"film_reviews", "question_types"}
+    assert set(result.experts) == {"none", "film_reviews", "question_types"}
     assert result.metrics["n"] == 100
     assert result.gates.sum(-1).allclose(result.gates.new_ones(len(result.gates)))
     assert capsys.readouterr().out.splitlines()[-1] in ("['negative']", "['positive']")
@@ -25,5 +25,5 @@ def test_python_example(tmp_path, monkeypatch, capsys, offline_assets):
     from pemt import PemtModel
 
     again = PemtModel.from_pretrained(tmp_path / "adapted", base=names["base"])
-    assert again.expert_names == result.experts
+    assert again.gate_names == result.experts
     again.detach()

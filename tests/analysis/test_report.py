@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     base = tiny.loaded("bert")
     experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
     result = adapt(
-        base, tiny.task(place), experts, shots=4, settings=tiny.settings(),
+        base, tiny.task(place), experts, method="pemt", shots=4, settings=tiny.settings(),
         folder=place / "run", progress=False,
     )  # fmt: skip
     result.model.detach()
@@ -207,7 +207,7 @@ def test_tasks_without_labels(kind, tmp_path):
     base = tiny.loaded("t5")
     result = adapt(
         base, tiny.task(tmp_path, kind=kind), [tiny.expert(base.model, "a")], shots=8,
-        settings=tiny.settings(), folder=tmp_path / "run", progress=False,
+        method="pemt", settings=tiny.settings(), folder=tmp_path / "run", progress=False,
     )  # fmt: skip
     result.model.detach()
     shown = page_of(read_run(tmp_path / "run")).text

@@ -40,7 +40,7 @@ def pages(tmp_path_factory):
     base = tiny.loaded("bert")
     experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
     adapt(
-        base, tiny.task(place), experts, shots=4, settings=tiny.settings(),
+        base, tiny.task(place), experts, method="pemt", shots=4, settings=tiny.settings(),
         folder=place / "run", progress=False,
     ).model.detach()  # fmt: skip
     (place / "run" / "gates").mkdir()  # what `pemt mask` draws

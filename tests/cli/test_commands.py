@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -62,7 +65,7 @@ def test_experts_are_listed_and_verified(place, capsys):
 def test_adapt_evaluate_predict(place, tmp_path, capsys):
     folder = tmp_path / "run"
     made = json.loads(run(capsys, *adapt(place, folder, "--json")).out)
-    assert set(made["gates"]) == {"first", "second"}
+    assert set(made["gates"]) == {"none", "first", "second"}
     assert sum(made["gates"].values()) == pytest.approx(1, abs=1e-4)
     for name in ("run.json", "results.json", "predictions.json", "gates.png", "model/pemt.json"):
         assert (folder / name).is_file()
@@ -173,7 +176,7 @@ def test_experts_on_the_hub_are_used_as_in_a_folder(place, tmp_path, capsys, mon
         arguments = adapt(place, tmp_path / "run", "--json")
         arguments[2] = pushed
         made = json.loads(run(capsys, *arguments).out)
-        assert set(made["gates"]) == {"first", "second"}
+        assert set(made["gates"]) == {"none", "first", "second"}
         assert json.loads((tmp_path / "run" / "run.json").read_text())["library"] == pushed
         refused = run(
             capsys, "train-source", place / "first.yaml", "hf://team/experts", "--base",
@@ -244,3 +247,23 @@ def test_no_labels_but_the_training_ones(place, tmp_path, capsys):
 def test_instant_is_one_method(place, tmp_path, capsys):
     arguments = adapt(place, tmp_path / "run", "--instant", "--method", "lora")
     assert "one of the two" in run(capsys, *arguments, code=1).err
+
+
+def test_the_released_code_is_pemt(place, tmp_path, capsys):
+    run(capsys, *adapt(place, tmp_path / "run", "--compat", "released", "--json"))
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert record["method"] == "pemt"
+    assert "rule" not in record["notes"]
+
+
+@pytest.mark.parametrize("asked", [["tasks", "list"], ["bench", "table", "--help"], ["--version"]])
+def test_output_that_nobody_reads_is_no_error(asked):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pemt", *asked], stdout=writer, stderr=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode in (141, 1)  # 1: rich prints the table, and ends so
+    assert done.stderr == ""

@@ -38,7 +38,7 @@ def place(tmp_path_factory):
             info = replace(made.info, tokenizer_fingerprint=fingerprint(base.tokenizer))
             library.add(replace(made, info=info))
         result = adapt(
-            base, task, library, shots=4, config=config, progress=False,
+            base, task, library, method="pemt", shots=4, config=config, progress=False,
             settings=tiny.settings(max_steps=2, evaluations=1), folder=folder / f"run-{name}",
         )  # fmt: skip
         result.model.detach()

@@ -40,7 +40,7 @@ def place(tmp_path_factory):
     ):  # fmt: skip
         result = adapt(
             base, tiny.task(folder, name, kind=kind), library, names=experts, shots=4,
-            settings=settings, folder=folder / name, progress=False,
+            method="pemt", settings=settings, folder=folder / name, progress=False,
         )  # fmt: skip
         result.model.detach()
     return folder

@@ -308,6 +308,19 @@ def test_a_text_is_looked_at_once(tmp_path, monkeypatch):
     model.detach()
 
 
+@pytest.mark.parametrize("method", ["instant", "ensemble"])
+def test_an_answer_asks_the_base_as_often_as_it_says(tmp_path, method):
+    _, model = built(tmp_path, "bert", method)
+    passes = []
+    hook = model.base.register_forward_pre_hook(lambda *_: passes.append(1))
+    ids, mask = tiny.batch()
+    with torch.no_grad():
+        model(ids, mask)
+    hook.remove()
+    assert len(passes) == model.turns() > 1
+    model.detach()
+
+
 def test_a_broken_expert_is_left_out_and_named(tmp_path):
     given = setting(tmp_path)
     good, bad = experts(given.base)
@@ -341,7 +354,7 @@ def test_adapt_at_once_and_answer_from_the_folder(tmp_path):
     )  # fmt: skip
     texts = [e.text for e in tiny.splits(task).test]
     said = result.predict(texts)
-    assert result.verdicts()
+    assert f"asks the base {result.model.turns()} times" in result.verdicts()[-1]
     assert result.gates is None
     result.model.detach()
     again = load_run(tmp_path / "run")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pemt.errors import ConfigError
 from pemt.guide import NONE, guide_from
 from pemt.guide.guide import ROWS
 from pemt.guide.rule import choice_of, is_few
@@ -42,10 +41,10 @@ def test_the_rule():
         ("llama", "generation", "guided"),
     ],
 )
-def test_auto_runs_what_the_rule_says(name, kind, method, tmp_path):
+def test_by_default_the_rule_says_what_runs(name, kind, method, tmp_path):
     base, task = tiny.loaded(name), tiny.task(tmp_path, kind=kind)
     result = adapt(
-        base, task, experts(base), shots=8, method="auto", config=SMALL,
+        base, task, experts(base), shots=8, config=SMALL,
         settings=tiny.settings(max_steps=2), progress=False,
     )  # fmt: skip
     assert result.method == method
@@ -81,7 +80,14 @@ def test_auto_with_many_labels_is_the_paper(tmp_path, monkeypatch):
     result.model.detach()
 
 
-def test_cross_validation_needs_names(tmp_path):
+def test_the_rule_says_the_method_and_cross_validation_the_rest(tmp_path):
     base, task = tiny.loaded("bert"), tiny.task(tmp_path)
-    with pytest.raises(ConfigError, match="name the methods"):
-        adapt(base, task, experts(base), shots=4, method="auto", validation="cv")
+    result = adapt(
+        base, task, experts(base), shots=4, validation="cv", cv_folds=2, config=SMALL,
+        learning_rates=[1e-3, 2e-3], settings=tiny.settings(max_steps=2), progress=False,
+    )  # fmt: skip
+    assert result.method == "ensemble"
+    tried = {(c.method, c.learning_rate) for c in result.selection.choices}
+    assert tried == {("ensemble", 1e-3), ("ensemble", 2e-3)}
+    assert "labelled rows are few" in result.notes["rule"]
+    result.model.detach()

@@ -136,12 +136,41 @@ def test_adapt_takes_the_best(tmp_path):
     task = tiny.task(tmp_path)
     result = adapt(
         base, task, experts(base), names="auto:2", shots=4, progress=False, folder=tmp_path / "run",
-        settings=tiny.settings(), config=PemtConfig(reduction=4),
+        method="pemt", settings=tiny.settings(), config=PemtConfig(reduction=4),
     )  # fmt: skip
     ranks = result.notes["ranking"]["ranks"]
     assert result.experts == [r["name"] for r in ranks[:2]]
     assert len(ranks) == 3
     result.model.detach()
+
+
+@pytest.mark.parametrize("method", ["ensemble", "instant", "guided", "auto"])
+def test_a_guide_over_the_ranked_experts_gathers_nothing_again(tmp_path, monkeypatch, method):
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    calls = []
+
+    def counted(setting, experts):
+        calls.append(len(setting.train))
+        return gather(setting, experts)
+
+    monkeypatch.setattr("pemt.methods.ranking.gather", counted)
+    monkeypatch.setattr("pemt.guide.guide.gather", counted)
+
+    def run(names):
+        result = adapt(
+            base, task, experts(base), names=names, shots=4, method=method, progress=False,
+            settings=tiny.settings(max_steps=2), config=PemtConfig(reduction=4),
+        )  # fmt: skip
+        result.model.detach()
+        return result
+
+    picked = run("auto:2")
+    assert calls == [8]
+    chosen = [r["name"] for r in picked.notes["ranking"]["ranks"][:2]]
+    named = run(chosen)
+    assert calls == [8, 8]
+    assert named.notes["guide"] == picked.notes["guide"]
+    assert named.metrics == picked.metrics
 
 
 @pytest.mark.parametrize(
@@ -182,7 +211,7 @@ def test_a_name_or_several_need_no_list(tmp_path):
 
     def adapted(names):
         result = adapt(
-            base, task, experts(base), names=names, shots=4, progress=False,
+            base, task, experts(base), method="pemt", names=names, shots=4, progress=False,
             settings=tiny.settings(), config=PemtConfig(reduction=4),
         )  # fmt: skip
         result.model.detach()

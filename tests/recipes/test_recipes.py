@@ -132,6 +132,7 @@ def check_paper(stage: str, recipe: dict) -> None:
         table = (128, 256, 5)
     else:
         assert recipe["experts"] == SOURCES
+        assert recipe["method"] == "pemt"
         assert recipe["learning_rates"] == [1e-3, 6e-4, 3e-4]
         assert recipe["validation"] == "full"
         assert settings["warmup_steps"] == 0

@@ -28,7 +28,7 @@ def test_adapt_over_an_imported_and_a_trained_expert(name, tmp_path):
     trained = tiny.expert(base.model, "trained")
     library.add(_with_tokenizer(trained, info.tokenizer_fingerprint))
     result = adapt(
-        base, tiny.task(tmp_path, "target", seed=3), library, shots=4, config=CONFIG,
+        base, tiny.task(tmp_path, "target", seed=3), library, method="pemt", shots=4, config=CONFIG,
         settings=tiny.settings(), folder=tmp_path / "run", progress=False,
     )  # fmt: skip
     model = result.model

@@ -140,8 +140,8 @@ def source(folder, library):
 
 def adapt(folder, name):
     return [
-        "adapt", folder / "tiny.yaml", folder / "one", "--shots", "4", "--pemt.prompt_dropout",
-        "0", "--output", folder / name, *common(folder),
+        "adapt", folder / "tiny.yaml", folder / "one", "--shots", "4", "--method", "ensemble",
+        "--pemt.prompt_dropout", "0", "--output", folder / name, *common(folder),
     ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def run(request, tmp_path_factory):
     after_sources = tiny.snapshot(base.model)
     task = tiny.task(place, "target", seed=3)
     result = adapt(
-        base, task, library, shots=4, config=CONFIG, settings=tiny.settings(),
+        base, task, library, method="pemt", shots=4, config=CONFIG, settings=tiny.settings(),
         folder=place / "run", progress=False,
     )  # fmt: skip
     texts = [e.text for e in tiny.splits(task).test]
@@ -157,7 +157,7 @@ def test_an_expert_of_another_base_or_tokenizer_is_refused(run, seed, words, sai
     other = tiny.loaded(run.name, seed, *words)
     before = tiny.snapshot(other.model)
     with pytest.raises(ExpertError, match=said):
-        adapt(other, run.task, run.library, shots=4, progress=False)
+        adapt(other, run.task, run.library, method="pemt", shots=4, progress=False)
     assert tiny.snapshot(other.model) == before
 
 
@@ -165,13 +165,13 @@ def test_an_expert_of_another_base_or_tokenizer_is_refused(run, seed, words, sai
 def test_names_choose_the_gate_columns_and_their_order(run, loaded):
     experts = run.library.load_many(["one", "two"]) if loaded else run.library
     result = adapt(
-        run.base, run.task, experts, names=["two", "one"], shots=4, config=CONFIG,
+        run.base, run.task, experts, method="pemt", names=["two", "one"], shots=4, config=CONFIG,
         settings=tiny.settings(max_steps=1), progress=False,
     )  # fmt: skip
     result.model.detach()
     assert result.experts == ["two", "one"]
     with pytest.raises(UnknownNameError, match="Did you mean: one"):
-        adapt(run.base, run.task, experts, names=["onee"], shots=4, progress=False)
+        adapt(run.base, run.task, experts, method="pemt", names=["onee"], shots=4, progress=False)
 
 
 @pytest.mark.parametrize("scores", [(0.2, 0.9), (0.9, 0.2), (0.5, 0.5)])
@@ -194,7 +194,7 @@ def test_the_learning_rate_is_chosen_on_validation(run, monkeypatch, scores):
     monkeypatch.setattr(adapting, "fit", fit)
     result = adapt(
         run.base, run.task, run.library, shots=4, config=CONFIG, learning_rates=rates,
-        settings=tiny.settings(), progress=False,
+        method="pemt", settings=tiny.settings(), progress=False,
     )  # fmt: skip
     chosen = 0 if scores[0] > scores[1] else 1
     state = result.model.trained_state()
@@ -222,7 +222,7 @@ def test_a_run_that_fails_gives_the_base_back(run, rates, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         adapt(
             run.base, run.task, run.library, shots=4, config=CONFIG, learning_rates=rates,
-            settings=tiny.settings(max_steps=1), progress=False,
+            method="pemt", settings=tiny.settings(max_steps=1), progress=False,
         )  # fmt: skip
     assert tiny.snapshot(run.base.model) == run.before
 
@@ -244,7 +244,7 @@ def test_a_diagnosis_changes_nothing(tmp_path):
         experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
         result = adapt(
             base, tiny.task(tmp_path), experts, shots=4, settings=tiny.settings(), config=CONFIG,
-            diagnose=diagnose, progress=False,
+            method="pemt", diagnose=diagnose, progress=False,
         )  # fmt: skip
         assert (result.diagnosis is not None) == diagnose
         state = {k: v.clone() for k, v in result.model.trained_state().items()}
@@ -277,7 +277,7 @@ def test_more_experts_than_a_diagnosis_judges_are_not_checked(tmp_path, monkeypa
     experts = [tiny.expert(base.model, name, seed=i) for i, name in enumerate("ab", 1)]
     result = adapt(
         base, tiny.task(tmp_path), experts, shots=8, settings=tiny.settings(), config=CONFIG,
-        progress=False,
+        method="pemt", progress=False,
     )  # fmt: skip
     result.model.detach()
     found = next(f for f in result.diagnosis.findings if f.name == "behind-single-expert")

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,14 +107,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of ours are printed without a traceback.
 
     Returns:
-        0, or what the command returned; 1 after an error, 130 after an interrupt.
+        0, or what the command returned; 1 after an error, 130 after an interrupt, 141 where nobody
+        reads the output any more (`pemt adapt --help | head`).
     """
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():  # another pipe, such as a worker's
+            raise
+        # what is left in the buffer goes nowhere, so that the interpreter's end is quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _unread() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
+
+
+def _run(arguments: list[str]) -> int:
     from jsonargparse import auto_cli
 
     from pemt import __version__
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"pemt {__version__}")
         return 0

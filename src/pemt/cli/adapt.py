@@ -22,7 +22,7 @@ def adapt(
     shots: int | None = None,
     data_seed: int = 0,
     validation: Validation = "shots",
-    method: str = "pemt",
+    method: str = "auto",
     instant: bool = False,
     learning_rates: list[float] | None = None,
     cv_folds: int = 4,
@@ -64,10 +64,10 @@ def adapt(
         data_seed: of the draw of labels.
         validation: "shots": select on as few labels as you train on; "full": on the whole split;
             "cv": on the training labels alone, by cross-validation.
-        method: a name of `pemt bench methods`, such as lora; docs/methods.md says what each trains.
-            With --validation cv several, as guided,instant,adapter: held-out labels choose one.
-            "auto": by a rule, from how many labels there are and what they say of the experts
-            (docs/concepts/guided.md).
+        method: "auto": by a rule, from how many labels there are and what they say of the experts
+            (docs/concepts/guided.md). "pemt": the paper's. Or another name of `pemt bench methods`,
+            such as lora; docs/methods.md says what each trains. With --validation cv several, as
+            guided,instant,adapter: held-out labels choose one.
         instant: answer without training: the experts' own answers and features, mixed by how well
             they foretell the labels (--method instant).
         learning_rates: choose among these on validation.
@@ -78,7 +78,8 @@ def adapt(
         output: folder of the run (default: runs/TASK-METHOD-...).
         overwrite: replace a finished run.
         precision: of the frozen base: auto, float32 or bfloat16.
-        compat: "released" takes the authors' released code where it differs from the paper.
+        compat: "released" takes the authors' released code where it differs from the paper; the
+            method is then pemt unless you name another.
         pemt: of the mixture, the prompt and the loss.
         settings: of training.
         answers: "rank" the label words, "generate" (the paper) or "auto", which ranks where there
@@ -95,7 +96,7 @@ def adapt(
 
     chosen = task_from(task, **flags)
     if instant:
-        if method not in ("pemt", "instant"):
+        if method not in (AUTO, "instant"):
             raise ConfigError(f"--instant with --method {method}", "give one of the two")
         method = "instant"
     for one in [] if method == AUTO else method.split(","):
@@ -106,6 +107,7 @@ def adapt(
     )
     if compat == "released":
         pemt = PemtConfig.released()
+        method = "pemt" if method == AUTO else method
     if answers is not None:
         settings = settings.changed(answers=answers)
     with processes.main_first():

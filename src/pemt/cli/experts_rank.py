@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-from dataclasses import asdict
 from pathlib import Path
 
 
@@ -57,7 +56,7 @@ def rank(
         chosen, ExpertLibrary(library), rows.train, max_source_length=max_source_length,
     )  # fmt: skip
     if json:
-        print(json_format.dumps({"task": chosen.name, **asdict(ranking)}))
+        print(json_format.dumps({"task": chosen.name, **ranking.to_dict()}))
         return 0
     from rich.console import Console
     from rich.table import Table

@@ -8,8 +8,8 @@ themselves is the evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,17 @@ class Evidence:
     def of(self, expert: str) -> tuple[Candidate, ...]:
         """An expert's candidates, by view."""
         return tuple(c for c in self.candidates if c.expert == expert)
+
+    def among(self, experts: Sequence[str]) -> Evidence:
+        """The same rows' evidence about some of the experts, in this order."""
+        known = [name for name in experts if name in self.experts]
+        return replace(
+            self, experts=tuple(known),
+            candidates=tuple(c for name in (NONE, *known) for c in self.of(name)),
+            descriptions={name: self.descriptions[name] for name in known},
+            prompts={name: self.prompts[name] for name in known},
+            refused={name: why for name, why in self.refused.items() if name in experts},
+        )  # fmt: skip
 
     def losses(self, expert: str) -> Array:
         """Loss of each row, `[N]`, by the even mixture of an expert's views, in nats.

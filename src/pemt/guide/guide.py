@@ -102,14 +102,20 @@ class Guide:
 def guide_of(setting: Setting) -> tuple[Guide, Evidence]:
     """The guide over a setting's experts, as configured; found once for all models of a run.
 
+    Evidence in `setting.shared`, of the same rows and at least these experts, is used as it is.
+
     Raises:
         DataError: too few rows.
         ConfigError: an expert named "none", or none that could be judged.
     """
     if "guide" not in setting.shared:
         config = setting.config
-        judged = replace(setting, train=some(setting.train, ROWS, 0))
-        evidence = gather(judged, setting.experts)
+        known: Evidence | None = setting.shared.get("evidence")
+        if known is not None:
+            evidence = known.among([e.name for e in setting.experts])
+        else:
+            judged = replace(setting, train=some(setting.train, ROWS, 0))
+            evidence = gather(judged, setting.experts)
         guide = guide_from(
             evidence, prior=config.guide_prior, temperature=config.guide_temperature,
             strength=config.guide_strength, none=config.guide_none,

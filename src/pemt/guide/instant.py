@@ -143,6 +143,10 @@ class InstantModel(PemtModel):
         lent = [len(p) for p in self.instant.prompts.values()]
         return max(super().prompt_rows(), *(len(e.prompt) for e in self.experts), *lent, 0)
 
+    def turns(self) -> int:
+        """How often an answer asks the base: with each expert alone, and with the trained part."""
+        return len({part.expert for part in self.instant.parts}) + (self.blend > 0)
+
     # -- answers -----------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -9,11 +9,12 @@ are noisy, so each difference from "no expert" comes with its standard error ove
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pemt.errors import ConfigError
 from pemt.experts import Expert
-from pemt.guide import NONE, gather, guide_from
+from pemt.guide import NONE, Evidence, gather, guide_from
 from pemt.methods.method import Setting
 
 
@@ -53,6 +54,7 @@ class Ranking:
         measure: what the loss is, for people.
         none_weight: what a guided mixture gives to no expert.
         refused: experts that give values that are not finite, and why.
+        evidence: what it rests on; a guide over some of the experts need not gather it again.
     """
 
     ranks: tuple[Rank, ...]
@@ -61,6 +63,12 @@ class Ranking:
     measure: str
     none_weight: float
     refused: dict[str, str] = field(default_factory=dict)
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; without the evidence."""
+        shown = {f: getattr(self, f) for f in ("none_loss", "rows", "measure", "none_weight")}
+        return {"ranks": [asdict(r) for r in self.ranks], **shown, "refused": self.refused}
 
     def best(self, count: int) -> list[str]:
         """Names of the best `count` experts, best first.
@@ -109,4 +117,5 @@ def rank_experts(setting: Setting, experts: Iterable[Expert]) -> Ranking:
     return Ranking(
         ranks=tuple(ranks), none_loss=float(evidence.losses(NONE).mean()), rows=evidence.rows,
         measure=evidence.measure, none_weight=guide.weights[NONE], refused=evidence.refused,
+        evidence=evidence,
     )  # fmt: skip

@@ -148,7 +148,8 @@ class PemtConfig:
                 raise ConfigError(f"{name}={value}", "give a number above 0")
         if self.guide != "none" and self.gate == "uniform":
             raise ConfigError(
-                "gate='uniform' with a guide", "a uniform gate does not listen: guide='none'"
+                "gate='uniform' with a guide",
+                "a uniform gate does not listen: take the method pemt or uniform, or another gate",
             )
         kinds = {True: True, False: False, "serial": True, "none": False, "lora": "lora"}
         if self.target_adapter not in kinds:

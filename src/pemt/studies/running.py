@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +117,7 @@ class StudyRun:
                         "leave it out of experts",
                     )
                 seconds = time.perf_counter() - began
-                write_json(place, {"draw": draw, "seconds": seconds, "ranking": asdict(ranking)})
+                write_json(place, {"draw": draw, "seconds": seconds, "ranking": ranking.to_dict()})
             given = json.loads(place.read_text(encoding="utf-8"))
         return [rank["name"] for rank in given["ranking"]["ranks"]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def adapt(
     data_seed: int = 0,
     validation: Validation = "shots",
     rows: FewShot | None = None,
-    method: str = "pemt",
+    method: str = AUTO,
     config: PemtConfig | None = None,
     settings: TrainSettings | None = None,
     learning_rates: Sequence[float] | None = None,
@@ -94,9 +94,9 @@ def adapt(
         validation: "shots": as few validation rows as training rows; "full": the validation split;
             "cv": the training rows alone, cross-validated, see pemt.training.selecting.
         rows: drawn before; replaces shots and data_seed, and what validation would draw.
-        method: a name in pemt.methods.METHODS; with validation="cv" several, as "guided,instant",
-            of which the held-out rows choose one; or "auto", which pemt.guide.rule decides from how
-            many labelled rows there are and what they say of the experts.
+        method: "auto": pemt.guide.rule decides from how many labelled rows there are and what they
+            say of the experts; or a name in pemt.methods.METHODS, as "pemt", the paper's; with
+            validation="cv" several, as "guided,instant", of which the held-out rows choose one.
         config: PEMT's options.
         settings: of training; its learning rate is used unless `learning_rates` is given.
         learning_rates: several to choose from by validation; by default the method's own.
@@ -122,11 +122,6 @@ def adapt(
             base = load_base(base)
     task = Task.named(task) if isinstance(task, str) else task
     ruled = method == AUTO
-    if ruled and validation == "cv":
-        raise ConfigError(
-            "method='auto' with validation='cv'",
-            "name the methods that cross-validation is to choose from, as ensemble,guided,adapter",
-        )
     names_of_methods = [name.strip() for name in ("guided" if ruled else method).split(",")]
     methods = [method_named(name) for name in names_of_methods]
     if len(methods) > 1 and validation != "cv":
@@ -150,6 +145,7 @@ def adapt(
     config = config or PemtConfig()
     chosen = settings or TrainSettings()
     ranking: Ranking | None = None
+    shared: dict[str, Any] = {}
     if not any(one.transfers for one in methods):
         experts = []
     elif isinstance(names, str) and ":" not in names:  # no expert's name holds one
@@ -158,10 +154,10 @@ def adapt(
         names, ranking = best_experts(
             base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
         )
+        shared["evidence"] = ranking.evidence
     with processes.main_first():
         experts = picked(base, experts, names)
     chosen_method, selection = methods[0], None
-    shared: dict[str, Any] = {}
     choice: Choice | None = None
     if ruled:
         choice = processes.gathered(
@@ -169,6 +165,7 @@ def adapt(
         )[0]  # fmt: skip
         method = choice.method
         chosen_method = method_named(method)
+        names_of_methods = [method]
     if validation == "cv":
         selection = cross_validate(
             base, task, experts, rows.train, names_of_methods, config, chosen,
@@ -198,7 +195,10 @@ def adapt(
 
     judged: Evidence | None = None
     if diagnose and config.guide == "none" and rows.validation and chosen_method.is_pemt:
-        judged = judged_alone(base, task, experts, rows.train, chosen)
+        if ranking is not None and ranking.evidence is not None:
+            judged = ranking.evidence.among([e.name for e in experts])
+        else:
+            judged = judged_alone(base, task, experts, rows.train, chosen)
     started = time.perf_counter()
     model, notes = build()
     processes.same_start(model)
@@ -209,7 +209,7 @@ def adapt(
         if "guide" in shared:
             notes["guide"] = shared["guide"][0].to_dict()
     if ranking is not None:
-        notes["ranking"] = asdict(ranking)
+        notes["ranking"] = ranking.to_dict()
     if selection is not None:
         notes["selection"] = selection.to_dict()
     fitted: Fit | None = None

@@ -9,6 +9,7 @@ from pemt.backbones import down_projections, fingerprint
 from pemt.bases import Base
 from pemt.errors import ConfigError, UnknownNameError
 from pemt.experts import Expert, ExpertLibrary, check_compatible
+from pemt.guide.guide import ROWS
 from pemt.model import PemtConfig
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
@@ -16,9 +17,6 @@ from pemt.training.sourcing import some
 
 if TYPE_CHECKING:
     from pemt.methods.ranking import Ranking
-
-RANKING_ROWS = 512
-"""A ranking reads at most this many labelled rows: more change little and cost one pass each."""
 
 
 def check_experts(base: Base, library: ExpertLibrary, names: Sequence[str] | None) -> list[str]:
@@ -80,7 +78,7 @@ def ranked(
         base: the frozen base.
         task: the target task.
         experts: a library, or loaded experts.
-        rows: labelled training rows; at most `RANKING_ROWS` are read, drawn by seed 0.
+        rows: labelled training rows; at most `pemt.guide.guide.ROWS` are read, drawn by seed 0.
         max_source_length: tokens of text, as in `TrainSettings`.
 
     Raises:
@@ -92,7 +90,7 @@ def ranked(
     from pemt.methods.ranking import rank_experts
 
     setting = Setting(
-        base=base, task=task, experts=[], train=some(rows, RANKING_ROWS, 0), validation=[],
+        base=base, task=task, experts=[], train=some(rows, ROWS, 0), validation=[],
         config=PemtConfig(), max_source_length=max_source_length,
     )  # fmt: skip
     return rank_experts(setting, _one_by_one(base, experts))

@@ -12,6 +12,7 @@ import torch
 from pemt.analysis.findings import Diagnosis
 from pemt.bases import Base
 from pemt.guide import Guide
+from pemt.guide.instant import InstantModel
 from pemt.methods import METHODS
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import save_rebuilt
@@ -94,6 +95,11 @@ class AdaptResult:
             lines.append(f"{self.notes['rule']} ({self.method})")
         if "guide" in self.notes:
             lines.append(Guide.from_dict(self.notes["guide"]).verdict())
+        if isinstance(self.model, InstantModel):
+            lines.append(
+                f"An answer asks the base {self.model.turns()} times, with one expert after the "
+                "other; where its cost counts, --method guided asks once."
+            )
         return lines
 
     def write_report(self, path: str | Path) -> Path:
