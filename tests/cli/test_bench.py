@@ -103,7 +103,7 @@ def test_recipe(path):
         assert m.method.library in ("none", *grid.libraries)
     other = re.search(r"Experts as in (\S+\.yaml)", text)
     if other:
-        text = (path.parent / other[1]).read_text(encoding="utf-8")
+        text += (path.parent / other[1]).read_text(encoding="utf-8")
     trained = re.findall(r"train (\w+) \d", text)
     for names in re.findall(r"(?:for task in|--sources) ([\w ]+)", text):
         trained += names.split()
