@@ -54,6 +54,17 @@ def test_by_default_the_rule_says_what_runs(name, kind, method, tmp_path):
     result.model.detach()
 
 
+def test_options_that_the_method_ignores_are_named(tmp_path):
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    result = adapt(
+        base, task, experts(base), shots=8, method="lora", config=PemtConfig(tau=2.0, reduction=4),
+        settings=tiny.settings(max_steps=1), progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    assert result.notes["unread"] == ["tau", "reduction"]
+    assert "Without effect on lora" in result.verdicts()[0]
+
+
 def test_auto_leaves_experts_out_that_the_labels_find_no_use_for(tmp_path, monkeypatch):
     useless = guide_from(made(a=3.0, b=4.0, none=0.1))
     monkeypatch.setattr("pemt.training.adapting.guide_of", lambda setting: (useless, None))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +74,39 @@ def test_build_train_answer_detach(setting, method, name):
     assert tiny.snapshot(base.model) != before
     model.detach()
     assert tiny.snapshot(base.model) == before
+
+
+class Watched(PemtConfig):
+    """Options that note which of them a method looks at."""
+
+    def __getattribute__(self, name):
+        caller = sys._getframe(1).f_code.co_filename
+        if name in PEMT_OPTIONS and not caller.endswith(("dataclasses.py", "model/config.py")):
+            LOOKED_AT.add(name)
+        return super().__getattribute__(name)
+
+
+PEMT_OPTIONS = {f.name for f in fields(PemtConfig)}
+LOOKED_AT: set[str] = set()
+
+
+@EVERYWHERE
+def test_no_option_is_called_unread_that_a_method_looks_at(setting, method, name):
+    LOOKED_AT.clear()
+    METHODS[method].build(setting(name, method=method, config=Watched(reduction=4))).detach()
+    assert METHODS[method].reads >= LOOKED_AT
+    if METHODS[method].is_pemt:
+        assert "prompt_fusion" in LOOKED_AT
+    elif len(METHODS[method].reads) < 3:
+        assert METHODS[method].reads == LOOKED_AT, "a method does not look at what it says it does"
+
+
+def test_unread_names_what_was_changed_and_is_ignored():
+    config = PemtConfig(top_k=2, reduction=4, prompt_tokens=7)
+    assert METHODS["lora"].unread(config) == ["reduction", "prompt_tokens", "top_k"]
+    assert METHODS["adapter"].unread(config) == ["prompt_tokens", "top_k"]
+    assert METHODS["pemt"].unread(config) == ["prompt_tokens"]
+    assert not METHODS["lora"].unread(PemtConfig())
 
 
 @EVERYWHERE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import Any, Literal, TypeVar, cast
 
@@ -81,6 +81,7 @@ class Method:
         kinds: of tasks it can answer.
         elsewhere: one sentence for people who ask for it where it is not defined.
         changes: fields of PemtConfig that make an ablation.
+        reads: fields of PemtConfig that it looks at; `unread` names the others.
         rebuilt: whether base, task and options make its model again, so that the trained parameters
             are all that a folder needs; PEMT's models say more, see `pemt.model.storage`.
     """
@@ -95,6 +96,7 @@ class Method:
     kinds: tuple[str, ...] = KINDS
     elsewhere: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
     rebuilt: bool = False
 
     @property
@@ -110,6 +112,12 @@ class Method:
     def configured(self, config: PemtConfig) -> PemtConfig:
         """PEMT's options as this method uses them."""
         return replace(config, **self.changes)
+
+    def unread(self, config: PemtConfig) -> list[str]:
+        """The options of `config` that are not the defaults, and that this method ignores."""
+        usual = PemtConfig()
+        names = [f.name for f in fields(config) if f.name not in self.reads]
+        return [name for name in names if getattr(config, name) != getattr(usual, name)]
 
     def refusal(self, family: Family, kind: str) -> str | None:
         """Why it does not apply to a base of this family and a task of this kind, or None."""
@@ -146,9 +154,12 @@ def _rates(encoder_only: float, decoder_only: float, encoder_decoder: float) -> 
 
 _USUAL = _rates(2e-3, 1e-3, 1e-3)
 _PROMPTS = _rates(2e-3, 2e-2, 3e-1)
+_BOTTLENECK = frozenset({"reduction", "activation"})
+_PROMPT = frozenset({"prompt_tokens"})
+_MIXTURE = frozenset(f.name for f in fields(PemtConfig)) - _PROMPT
 _PEMT: dict[str, Any] = {
     "paper": "Lin et al. 2024, arXiv 2402.15082", "builder": "pemt.methods.pemt:build",
-    "learning_rates": _USUAL, "library": "experts",
+    "learning_rates": _USUAL, "library": "experts", "reads": _MIXTURE,
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {
@@ -175,14 +186,17 @@ METHODS: dict[str, Method] = {
     "adapter": Method(
         title="adapter", paper="Houlsby et al. 2019, arXiv 1902.00751",
         builder="pemt.methods.adapter:AdapterModel.build", learning_rates=_USUAL, rebuilt=True,
+        reads=_BOTTLENECK,
     ),
     "adamix": Method(
         title="AdaMix", paper="Wang et al. 2022, arXiv 2205.12410",
         builder="pemt.methods.adamix:AdaMixModel.build", learning_rates=_USUAL, rebuilt=True,
+        reads=_BOTTLENECK,
     ),
     "prompt-tuning": Method(
         title="prompt tuning", paper="Lester et al. 2021, arXiv 2104.08691",
         builder="pemt.methods.prompt_tuning:build", learning_rates=_PROMPTS, rebuilt=True,
+        reads=_PROMPT,
     ),
     "setfit": Method(
         title="SetFit", paper="Tunstall et al. 2022, arXiv 2209.11055",
@@ -205,7 +219,7 @@ METHODS: dict[str, Method] = {
     # -- with what was learnt on source tasks
     "single": Method(
         title="best single expert", paper="-", builder="pemt.methods.single:build",
-        learning_rates=_USUAL, library="experts",
+        learning_rates=_USUAL, library="experts", reads=_MIXTURE,
     ),
     # no gate trains, so the TSL would only pull y towards the mean expert, and choose nothing
     "uniform": Method(
@@ -227,6 +241,7 @@ METHODS: dict[str, Method] = {
     "mixda": Method(
         title="MixDA", paper="Diao et al. 2023, arXiv 2306.05406",
         builder="pemt.methods.mixda:MixDaModel.build", learning_rates=_USUAL, library="experts",
+        reads=_BOTTLENECK,
     ),
     "spot": Method(
         title="SPoT", paper="Vu et al. 2022, arXiv 2110.07904",
@@ -247,12 +262,12 @@ METHODS: dict[str, Method] = {
     ),
     "instant": Method(
         title="instant mixture", paper="-", builder="pemt.methods.instant:build",
-        learning_rates=_rates(1.0, 1.0, 1.0), trains=False, library="experts",
+        learning_rates=_rates(1.0, 1.0, 1.0), trains=False, library="experts", reads=_MIXTURE,
     ),
     "ensemble": Method(
         title="guided PEMT and instant mixture", paper="-",
         builder="pemt.methods.instant:build_ensemble", learning_rates=_USUAL, library="experts",
-        kinds=("classification", "regression"), changes={"guide": "evidence"},
+        kinds=("classification", "regression"), changes={"guide": "evidence"}, reads=_MIXTURE,
         elsewhere="Generated texts cannot be averaged: use guided.",
     ),
     # -- PEMT with one part taken out or exchanged

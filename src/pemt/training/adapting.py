@@ -180,6 +180,7 @@ def adapt(
             learning_rates = None
     if not chosen_method.transfers:
         experts = []
+    unread = chosen_method.unread(config)
     config = chosen_method.configured(config)
     own = chosen_method.learning_rates[base.backbone.family]
     learning_rates = learning_rates or [chosen.learning_rate or own]
@@ -208,6 +209,8 @@ def adapt(
         notes["rule"] = choice.why
         if "guide" in shared:
             notes["guide"] = shared["guide"][0].to_dict()
+    if unread:
+        notes["unread"] = unread
     if ranking is not None:
         notes["ranking"] = ranking.to_dict()
     if selection is not None:

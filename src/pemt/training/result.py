@@ -87,12 +87,17 @@ class AdaptResult:
     folder: Path | None = None
 
     def verdicts(self) -> list[str]:
-        """What the guide and the selection say, one sentence each, if there were any."""
+        """What guide and selection say, and which options had no effect: a sentence each."""
         lines = []
         if self.selection is not None:
             lines.append(self.selection.verdict())
         if "rule" in self.notes:
             lines.append(f"{self.notes['rule']} ({self.method})")
+        if "unread" in self.notes:
+            lines.append(
+                f"Without effect on {self.method}, as it does not look at them: "
+                f"{', '.join(self.notes['unread'])}."
+            )
         if "guide" in self.notes:
             lines.append(Guide.from_dict(self.notes["guide"]).verdict())
         if isinstance(self.model, InstantModel):
