@@ -18,7 +18,7 @@ from pemt.guide.views import alone, views_of
 from pemt.methods import METHODS
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.model.storage import load_model
-from pemt.tasks.encoding import fingerprint
+from pemt.tasks.encoding import fingerprint, label_word_ids
 from pemt.training import adapt, evaluate
 from pemt.training.deploying import load_run
 from pemt.training.evaluating import predict
@@ -309,15 +309,23 @@ def test_a_text_is_looked_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["instant", "ensemble"])
-def test_an_answer_asks_the_base_as_often_as_it_says(tmp_path, method):
-    _, model = built(tmp_path, "bert", method)
-    passes = []
-    hook = model.base.register_forward_pre_hook(lambda *_: passes.append(1))
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+def test_an_answer_asks_the_base_as_often_as_it_says(tmp_path, name, method):
+    given, model = built(tmp_path, name, method)
+    reads = model.base.get_encoder() if name == "t5" else model.base.base_model
     ids, mask = tiny.batch()
-    with torch.no_grad():
-        model(ids, mask)
+    lengths = []
+
+    def passing(_module, _inputs, named):
+        shown = named.get("inputs_embeds")
+        lengths.append((named["input_ids"] if shown is None else shown).shape[1])
+
+    hook = reads.register_forward_pre_hook(passing, with_kwargs=True)
+    words = [] if name == "bert" else label_word_ids(given.task, given.base.tokenizer, model.family)
+    model.label_scores(ids, mask, words)
     hook.remove()
-    assert len(passes) == model.turns() > 1
+    texts = [length for length in lengths if length >= ids.shape[1]]  # the others are answers
+    assert len(texts) == model.turns() > 1
     model.detach()
 
 

@@ -138,6 +138,24 @@ def test_scores_are_the_likelihoods_of_forward(name, answers, side):
             assert_close(scores[row, column], likelihood(model, text, answer), **CLOSE)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", tiny.GENERATES)
+def test_one_pass_gives_scores_and_features(name, side):
+    model = adapted(name)
+    ids, mask = tiny.batch(side=side)
+    answers = [[5, 9, 4, 1], [7, 1], [8]]
+
+    def given():
+        scores, features = model.score_and_read(ids, mask, answers)
+        assert_close(scores, model.score_answers(ids, mask, answers), **CLOSE)
+        assert_close(features, model.features(ids, mask), **CLOSE)
+        return features
+
+    bare = given()
+    with model.disable():
+        assert not torch.allclose(given(), bare)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", ["pemt", "source"])
 @pytest.mark.parametrize("name", tiny.GENERATES)

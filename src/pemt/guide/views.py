@@ -114,17 +114,19 @@ class Viewer:
             DataError: features that are not finite, from a broken expert.
         """
         made: dict[View, Array] = {}
+        scores = features = None
+        if (self.source or self.target) and set(wanted) - {"features"}:
+            words = [*self.source, *self.target]  # one pass over the text for all of them
+            said, features = model.score_and_read(ids, mask, words)
+            scores = said.double().cpu().numpy()
         if "features" in wanted or self.weight is not None:
-            made["features"] = model.features(ids, mask).double().cpu().numpy()
+            features = model.features(ids, mask) if features is None else features
+            made["features"] = features.double().cpu().numpy()
             if not np.isfinite(made["features"]).all():
                 raise DataError(
                     f"{self.called} gives values that are not finite on these rows",
                     "verify it (pemt experts verify), or leave it out",
                 )
-        scores = None
-        if (self.source or self.target) and set(wanted) - {"features"}:
-            words = [*self.source, *self.target]  # one pass over the text for all of them
-            scores = model.score_answers(ids, mask, words).double().cpu().numpy()
         if scores is not None and self.target:
             made["words"] = log_softmax(scores[:, len(self.source) :])
         logits: Array | None = None
@@ -145,7 +147,7 @@ def views_of(
 ) -> dict[View, Array]:  # fmt: skip
     """The views of these examples through a model that `alone` gave.
 
-    Each example runs once, and on a base that writes once more for its words.
+    Each example's text runs once.
 
     Raises:
         DataError: features that are not finite, from a broken expert.

@@ -166,6 +166,25 @@ class AdaptedModel(PromptedModel):
         Returns:
             `[B, C]`, float32.
         """
+        return self.score_and_read(input_ids, attention_mask, answers)[0]
+
+    @torch.no_grad()
+    def score_and_read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        answers: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]],
+    ) -> tuple[Tensor, Tensor]:
+        """What `score_answers` gives and what `features` gives, from one pass over the text.
+
+        Args:
+            input_ids: as of `score_answers`, like the others.
+            attention_mask: `[B, S]`.
+            answers: token ids.
+
+        Returns:
+            `[B, C]` and `[B, D]`, float32.
+        """
         if self.family == "encoder-only":
             raise ConfigError("An encoder-only base scores no answers", "use the logits of forward")
         shared = not answers or not answers[0] or not isinstance(answers[0][0], Sequence)
@@ -190,11 +209,12 @@ class AdaptedModel(PromptedModel):
         labels = torch.tensor(rows, device=device)  # [B*C, L]
         input_ids, attention_mask = self._answer_at_the_end(input_ids, attention_mask)
         with self._answering() as context:
-            embedded, mask, _ = self._prompted(input_ids, attention_mask, context)
+            embedded, mask, text = self._prompted(input_ids, attention_mask, context)
             if self.family == "encoder-decoder":
-                hidden = self._encode(embedded, mask, context).repeat_interleave(count, 0)
+                hidden = self._encode(embedded, mask, context)
+                read = BaseModelOutput(last_hidden_state=hidden.repeat_interleave(count, 0))
                 logits = self.base(
-                    encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+                    encoder_outputs=read,
                     attention_mask=mask.repeat_interleave(count, 0),
                     decoder_input_ids=self.base.prepare_decoder_input_ids_from_labels(labels),
                     use_cache=False,
@@ -206,7 +226,8 @@ class AdaptedModel(PromptedModel):
                     position_ids=text_positions(mask),
                     use_cache=True,
                 )
-                logits = self._logits(first.last_hidden_state, 1).repeat_interleave(count, 0)
+                hidden = first.last_hidden_state
+                logits = self._logits(hidden, 1).repeat_interleave(count, 0)
                 if longest > 1:
                     cache = first.past_key_values
                     cache.batch_repeat_interleave(count)
@@ -226,4 +247,4 @@ class AdaptedModel(PromptedModel):
             ignore_index=-100,
             reduction="none",
         )
-        return -flat.view(len(input_ids), count, longest).sum(-1)
+        return -flat.view(len(input_ids), count, longest).sum(-1), TaskHead.pool(hidden, text)
