@@ -29,6 +29,7 @@ from pemt.guide.instant import Part, best_sharpness, said_by, sharpened
 from pemt.guide.probes import STRENGTHS, fit_probe, folds_of, truth_of
 from pemt.guide.views import Array, View, alone, features_of, views_of
 from pemt.methods import Setting
+from pemt.methods.instant import LEAST, of_the_largest
 from pemt.model import PemtConfig
 from pemt.tasks import Example, FewShot, Task
 from pemt.training.adapting import target_rows
@@ -49,6 +50,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "uniform, 16 rows": {"prior": "uniform", "strength": 16.0},
     "default, features alone": {"views": ("features",)},
     "default, without none": {"none": False},
+    "default, the six largest": {"largest": 6},
+    "default, the four largest": {"largest": 4},
+    "default, the three largest": {"largest": 3},
+    "default, the two largest": {"largest": 2},
+    "default, the largest": {"largest": 1},
     "the likeliest part alone": {"pick": True},
     "all parts alike": {"even": True},
 }
@@ -152,13 +158,17 @@ def judged(
     for option, changes in OPTIONS.items():
         changed = dict(changes)
         views, pick = changed.pop("views", None), changed.pop("pick", False)
-        even = changed.pop("even", False)
+        even, largest = changed.pop("even", False), changed.pop("largest", None)
         kept = tuple(c for c in found if views is None or c.view in views)
         evidence = Evidence(
             experts=tuple(alike), candidates=kept, rows=len(train), kind=task.kind, truth=truth,
             descriptions=dict(alike),
         )  # fmt: skip
-        shares = {(s.expert, s.view): s.weight for s in guide_from(evidence, **changed).shares}
+        given = guide_from(evidence, **changed).shares
+        if largest is not None:
+            given = of_the_largest([s for s in given if s.weight >= LEAST] or given, largest)
+        total = sum(s.weight for s in given)
+        shares = {(s.expert, s.view): s.weight / total for s in given}
         if pick:
             best = min(kept, key=lambda c: c.loss)
             shares = {(best.expert, best.view): 1.0}

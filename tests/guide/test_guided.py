@@ -181,6 +181,39 @@ def test_instant_is_the_weighted_mean_of_the_probes(tmp_path, name):
     np.testing.assert_allclose(made.log_probabilities.exp().numpy(), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["instant", "ensemble"])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_only_the_experts_with_the_largest_shares_are_asked(tmp_path, count, method):
+    given, model = built(tmp_path, "bert", method)
+    shares: dict[str, float] = {}
+    for part in model.instant.parts:
+        shares[part.expert] = shares.get(part.expert, 0.0) + part.weight
+    assert len(shares) == 3
+    everything, experts_of = model.instant.parts, model.expert_names
+    model.detach()
+    largest = sorted(shares, key=shares.__getitem__)[-count:]
+    config = replace(given.config, guide_experts=count)
+    model = METHODS[method].build(replace(given, config=config, shared={}, notes={}))
+    total = sum(shares[name] for name in largest)
+    assert [(p.expert, p.view) for p in model.instant.parts] == [
+        (p.expert, p.view) for p in everything if p.expert in largest
+    ]
+    for part in model.instant.parts:
+        before = next(p for p in everything if (p.expert, p.view) == (part.expert, part.view))
+        assert part.weight == pytest.approx(before.weight / total)
+    assert model.turns() == min(count, 3) + (method == "ensemble")
+    if method == "ensemble":
+        assert model.expert_names == experts_of, "the trained part still has them all"
+    assert PemtConfig(**model.pemt_config.to_dict()) == model.pemt_config
+    model.detach()
+
+
+def test_asking_no_expert_is_refused():
+    with pytest.raises(ConfigError, match="guide_experts=0"):
+        PemtConfig(guide_experts=0)
+    assert "guide_experts" not in PemtConfig().to_dict()
+
+
 @FAMILIES
 def test_the_base_is_given_back(tmp_path, name):
     given = setting(tmp_path, name)

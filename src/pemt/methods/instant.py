@@ -6,12 +6,14 @@ itself, its gates and prompts at the guide's weights, with nothing trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from pemt.guide import NONE, Evidence, Guide, guide_of
+from pemt.guide.guide import Share
 from pemt.guide.instant import Instant, InstantModel, Part, best_sharpness
 from pemt.guide.probes import STRENGTHS, fit_probe
 from pemt.guide.views import Viewer
@@ -71,11 +73,21 @@ def _build(setting: Setting, *, blend: float) -> InstantModel:
     )  # fmt: skip
 
 
+def of_the_largest(shares: Sequence[Share], count: int | None) -> list[Share]:
+    """The shares of the `count` experts that have most in all their views; None keeps all."""
+    totals: dict[str, float] = {}
+    for share in shares:
+        totals[share.expert] = totals.get(share.expert, 0.0) + share.weight
+    largest = sorted(totals, key=lambda name: -totals[name])[:count]
+    return [s for s in shares if s.expert in largest]
+
+
 def _fitted(setting: Setting, guide: Guide, evidence: Evidence) -> Instant:
     """Probes on all rows for every part with a share, from what the evidence has seen already."""
     task = setting.task
     classes = task.num_labels if task.kind == "classification" else None
     kept = [s for s in guide.shares if s.weight >= LEAST] or list(guide.shares)
+    kept = of_the_largest(kept, setting.config.guide_experts)
     total = sum(s.weight for s in kept)
     truth, base = evidence.truth, setting.base
     by_name = {e.name: e for e in setting.experts}

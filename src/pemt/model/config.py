@@ -99,6 +99,9 @@ class PemtConfig:
         guide_prior: what the weights are drawn to: all alike, or the more alike the descriptions.
         guide_temperature: of the description prior, a difference of cosines.
         guide_strength: of the prior, in rows.
+        guide_experts: the instant mixture and the ensemble ask at most this many experts ("none" is
+            one), those with the largest shares: each costs a pass over every text. None: all with
+            2 % or more.
         gate_rate: learning rate of the gates' weights, as a factor on the others'; None: 1 as in
             the paper, 0.05 under a guide, which fast gates forget within a few steps.
         guide_rate: the same for the start of guided gates.
@@ -131,6 +134,7 @@ class PemtConfig:
     guide_prior: Literal["uniform", "description"] = "description"
     guide_temperature: float = 0.2
     guide_strength: float = 8.0
+    guide_experts: int | None = None
     gate_rate: float | None = None
     guide_rate: float = 5.0
     top_k: int | None = None
@@ -158,8 +162,10 @@ class PemtConfig:
             )
         # one spelling in files: what saved configurations have always said
         object.__setattr__(self, "target_adapter", kinds[self.target_adapter])
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k}", "give a whole number of at least 1, or none")
+        for name in ("top_k", "guide_experts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}", "give a whole number of at least 1, or none")
         if self.top_k is None and (self.top_k_scope != "example" or self.top_k_train):
             raise ConfigError("top_k_scope or top_k_train without top_k", "say how many: top_k=4")
         if self.top_k is not None and self.gate == "uniform":
@@ -191,6 +197,10 @@ class PemtConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without top-k, as before there was any."""
+        """Plain values, for JSON; options that came later are named only where they are used."""
         values = asdict(self)
-        return {k: v for k, v in values.items() if self.top_k is not None or k not in TOP_K}
+        later = {
+            *(TOP_K if self.top_k is None else ()),
+            *(("guide_experts",) if self.guide_experts is None else ()),
+        }
+        return {k: v for k, v in values.items() if k not in later}

@@ -103,7 +103,8 @@ class AdaptResult:
         if isinstance(self.model, InstantModel):
             lines.append(
                 f"An answer asks the base {self.model.turns()} times, with one expert after the "
-                "other; where its cost counts, --method guided asks once."
+                "other; where its cost counts, --pemt.guide_experts 4 asks fewer, and --method "
+                "guided asks once."
             )
         return lines
 
