@@ -146,7 +146,7 @@ class AdaptedModel(PromptedModel):
                 ).last_hidden_state
         finally:
             self.slot.active = previous
-        return TaskHead.pool(hidden, text)
+        return TaskHead.pool(hidden, text[:, -hidden.shape[1] :])  # a kept prefix is not in it
 
     @torch.no_grad()
     def score_answers(
@@ -247,4 +247,5 @@ class AdaptedModel(PromptedModel):
             ignore_index=-100,
             reduction="none",
         )
-        return -flat.view(len(input_ids), count, longest).sum(-1), TaskHead.pool(hidden, text)
+        scores = -flat.view(len(input_ids), count, longest).sum(-1)
+        return scores, TaskHead.pool(hidden, text[:, -hidden.shape[1] :])
