@@ -11,7 +11,8 @@ import torch
 
 from pemt.errors import ConfigError, DataError
 from pemt.methods import METHODS, Setting, instructed
-from pemt.methods.instructed import InstructedModel, in_context, instruction, zero_shot
+from pemt.methods.frame import instruction
+from pemt.methods.instructed import InstructedModel, in_context, zero_shot
 from pemt.model import AdaptedModel, PemtConfig
 from pemt.tasks import Example
 from pemt.tasks.encoding import CUE, Collator, encode_prompts_only, label_word_ids

@@ -5,8 +5,8 @@ Words go before the text, as fixed embeddings `[P, D]` in the place of a prompt:
 zero-shot    what the task is                                 | the text, "\\nanswer:"
 in-context   what the task is, (text, answer), (text, answer) | the text, "\\nanswer:"
 
-A tokenizer's chat template, where there is one, frames what is said, texts and answers; what it
-puts between a user's words and the assistant's also follows the text, `[Q, D]`.
+A tokenizer's chat template, where there is one, frames them (`pemt.methods.frame`); what it puts
+between a user's words and the assistant's also follows the text, `[Q, D]`.
 
 Contextual calibration (Zhao et al. 2021, 2102.09690) divides the probabilities of the label words
 by those of inputs without content, `log p(y|x) - log mean_c p(y|c)`; it is used where it did better
@@ -20,7 +20,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -28,10 +27,11 @@ from torch import Tensor, nn
 
 from pemt.backbones import max_positions
 from pemt.errors import ConfigError, DataError
+from pemt.methods.frame import Frame, frame_of, start_of
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.nn import ForwardContext
-from pemt.tasks import Example, Task
+from pemt.tasks import Example
 from pemt.tasks.encoding import IGNORED, Collator, encode, encode_prompts_only, label_word_ids
 from pemt.tasks.metrics import compute
 from pemt.training.evaluating import SOURCE_LENGTH, lengths, predict
@@ -262,63 +262,6 @@ def in_context(setting: Setting, *, context: int = CONTEXT) -> InstructedModel:
     return _ready(setting, words, frame.reply)
 
 
-def start_of(tokenizer: Any) -> list[int]:
-    """The start token, for tokenizers that put one before every text (Llama), else nothing."""
-    start = list(tokenizer("")["input_ids"][:1])
-    return start if start == [tokenizer.bos_token_id] else []
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Token ids around texts: `opening, text, reply, answer, turn, text, reply, answer, ...`."""
-
-    opening: list[int]
-    reply: list[int]
-    turn: list[int]
-
-
-def frame_of(tokenizer: Any, task: Task) -> Frame:
-    """The tokenizer's chat template cut at the texts; without one, plain words and blank lines."""
-    from jinja2 import TemplateError
-
-    said = instruction(task)
-    user, assistant, again = (f"[[[{i}]]]" for i in range(3))
-    turns = [
-        {"role": "user", "content": user}, {"role": "assistant", "content": assistant},
-        {"role": "user", "content": again},
-    ]  # fmt: skip
-    first = {"role": "user", "content": f"{said}\n\n{user}"}
-    for messages in ([{"role": "system", "content": said}, *turns], [first, *turns[1:]]):
-        if not getattr(tokenizer, "chat_template", None):
-            break
-        try:
-            whole = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError:  # some templates have no system turn
-            continue
-        opening, _, rest = whole.partition(user)
-        _, _, rest = rest.partition(assistant)
-        turn, _, reply = rest.partition(again)
-        if said in opening and reply:
-            return Frame(*(_ids(tokenizer, part) for part in (opening, reply, turn)))
-    plain = [*start_of(tokenizer), *_ids(tokenizer, f"{said}\n\n")]
-    return Frame(plain, [], _ids(tokenizer, "\n\n"))
-
-
-def instruction(task: Task) -> str:
-    """What the task is, and the answers it allows, in words."""
-    said = task.description.strip()
-    # most descriptions name the answers already
-    unnamed = not all(word in said for word in task.labels)
-    if task.kind == "classification" and not task.option_columns and unnamed:
-        said += f"\nAnswer with one of: {', '.join(task.labels)}."
-    if task.kind == "regression" and task.score_range:
-        low, high = task.score_range
-        said += f"\nAnswer with a number from {low:g} to {high:g}."
-    return said
-
-
 def _room(setting: Setting) -> int:
     """Positions that the base has beside the longest text and its answer."""
     limit = max_positions(setting.base.model.config, setting.base.backbone)
@@ -351,11 +294,6 @@ def _demonstration(setting: Setting, frame: Frame, example: Example) -> list[int
     ids, labels = (cast("list[int]", row[name]) for name in ("input_ids", "labels"))
     begins, answered = len(start_of(tokenizer)), labels.count(IGNORED)
     return [*ids[begins:answered], *frame.reply, *ids[answered:-1], *frame.turn]
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _ready(setting: Setting, words: Sequence[int], closing: Sequence[int] = ()) -> InstructedModel:
