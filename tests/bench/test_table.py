@@ -13,7 +13,7 @@ from pemt.bench.comparison import compared
 from pemt.bench.cost import costs
 from pemt.bench.difference import differences
 from pemt.bench.results import Results
-from pemt.bench.sheet import CELL_FIELDS, CSV_FIELDS, aggregates_csv, cells_csv
+from pemt.bench.sheet import CSV_FIELDS, aggregates_csv
 from pemt.bench.table import Entry, Table, cost_table, difference_table, score_table
 from pemt.bench.writing import escaped, latex, markdown
 from pemt.errors import ConfigError
@@ -188,19 +188,6 @@ def test_csv_is_read_back():
     assert float(gain["low"]) < 2.5 < float(gain["high"])
     assert of(table="costs", method="lora")["trained"] == "10"
     assert of(table="published", task="rte", method="mpt")["mean"] == "79.4"
-
-
-def test_every_cell_in_csv():
-    odd = 'a, "quoted" name'
-    cells = [*study(), cell("lora", 0, math.nan, task=odd, score="f1", shots=None)]
-    lines = read(cells_csv(results_of(cells)))
-    assert len(lines) == len(cells)
-    assert tuple(lines[0]) == (*CELL_FIELDS, "metric:accuracy", "metric:f1", "metric:loss")
-    assert [float(line["value"]) for line in lines[:-1]] == [c.value for c in cells[:-1]]
-    assert lines[-1]["task"] == odd
-    assert (lines[-1]["shots"], lines[-1]["value"]) == ("full", "nan")
-    assert (lines[-1]["metric:accuracy"], lines[0]["metric:accuracy"]) == ("", "0.7")
-    assert lines[0]["test_rows"] == "100"
 
 
 def test_a_file_is_there_whole(tmp_path):

@@ -60,9 +60,15 @@ class Asked:
             shots=tuple(s for s in self.shots if not shots or s in shots),
         )
 
-    def header(self, cells: Sequence[Cell], output: Path) -> tuple[str, ...]:
-        """What a reader of a table of these cells must know about the grid, a sentence each."""
-        lines = (self.missing(cells, output), self.undefined(), self.stale(cells))
+    def header(self, cells: Sequence[Cell], own: Sequence[Cell], output: Path) -> tuple[str, ...]:
+        """What a reader of a table must know about the grid, a sentence each.
+
+        Args:
+            cells: of the table.
+            own: those of them that stand in this grid's folder.
+            output: that folder.
+        """
+        lines = (self.missing(cells, output), self.undefined(), self.stale(own))
         return tuple(line for line in lines if line)
 
     def undefined(self) -> str | None:

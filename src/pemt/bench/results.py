@@ -1,17 +1,18 @@
-"""The cells of one grid as a table needs them: one per place, of one base, with what is missing."""
+"""Cells as a table needs them: one per place, of one base, with what is missing."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pemt.bench.asked import LISTED, read_asked, shots_title
 from pemt.bench.cell import AT, CELL, Cell, read_cells
+from pemt.bench.recorded import read_recorded
 from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.methods import METHODS
 
@@ -27,7 +28,7 @@ class Results:
 
     Attributes:
         cells: in the order of names.
-        order: of the tasks, where the grid tells it.
+        order: of the tasks, where the grid or the reader tells it.
         variants: in the grid's order.
         header: what a reader must know first: how much of the grid is there, what was left out.
     """
@@ -102,67 +103,139 @@ def title_of(method: str) -> str:
     return f"{title}, {variant}" if variant else title
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A cell and where it stands.
+
+    Attributes:
+        cell: the cell, in the variant that the reader named its source by.
+        run: the same in its own.
+        where: its folder, or a line of a file, for messages.
+        source: the folder or file that was given.
+        changed: when its file was written, in nanoseconds; a cell does not say when it was run.
+    """
+
+    cell: Cell
+    run: Cell
+    where: str
+    source: Path
+    changed: int
+
+
 def read_results(
-    output: Path,
-    *,
+    *sources: Path,
+    named: Mapping[str, Path] | None = None,
     base: str | None = None,
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     shots: Sequence[int | None] | None = None,
     latest: bool = False,
 ) -> Results:
-    """The finished cells of a grid's output folder, checked to be comparable.
+    """The finished cells of grids, checked to be comparable.
 
     Args:
-        output: what `pemt bench run` wrote.
+        sources: folders that `pemt bench run` wrote, or files of cells that `pemt bench table
+            --cells` wrote. A cell that several of them hold counts once.
+        named: further ones, whose cells stand beside the others as a variant of this name: "lora"
+            of the source "more" is "lora@more", and "lora@short" is "lora@more-short".
         base: keep the cells of this base.
-        tasks: keep these.
+        tasks: keep these; where no grid tells their order, in this one.
         methods: keep these.
         shots: keep these; None is the full split.
         latest: of cells that differ in their settings alone, keep the newest and say so.
 
     Raises:
         DataError: no cells, a damaged one, two for one place, or two scores for one task.
-        ConfigError: cells of several bases, or nothing left after the choices.
+        ConfigError: no source, cells of several bases, or nothing left after the choices.
         UnknownNameError: a method or task that nothing knows.
     """
-    cells = list(read_cells(output))
-    if not cells:
-        raise DataError(f"{output} has no finished cell", "run `pemt bench run` to the end of one")
-    _check_folders(cells, output)
-    asked = read_asked(output)
-    choices: list[tuple[str, Sequence[Any] | None, list[Any], Iterable[str]]] = [
-        ("base", base and [base], [c.base for c in cells], ()),
-        ("task", tasks, [c.task for c in cells], asked.tasks),
-        ("method", methods, [c.method for c in cells], METHODS),
-        ("shots", shots, [c.shots for c in cells], ()),
-    ]
-    for kind, names, present, known in choices:
-        _check(kind, names, present, known, output)
+    given = {**dict.fromkeys(sources, ""), **{path: n for n, path in (named or {}).items()}}
+    if not given:
+        raise ConfigError("nothing to make a table of", "name a folder of `pemt bench run`")
+    found = [f for source, name in given.items() for f in _find(source, name)]
+    said = " and ".join(map(str, given))
+    asked = {source: read_asked(source) for source in given}
+    known_tasks = tuple(dict.fromkeys(t for a in asked.values() for t in a.tasks))
+    choices: list[tuple[str, Sequence[Any] | None, Iterable[str]]] = [
+        ("base", base and [base], ()), ("task", tasks, known_tasks),
+        ("method", methods, METHODS), ("shots", shots, ()),
+    ]  # fmt: skip
+    for kind, names, known in choices:
+        _check(kind, names, [getattr(f.cell, kind) for f in found], known, said)
+    for kind, names, _ in choices:
         if names:
-            cells = [c for c in cells if getattr(c, kind) in names]
-    if not cells:
+            found = [f for f in found if getattr(f.cell, kind) in names]
+    if not found:
         raise ConfigError(
-            f"no cell in {output} has all of what was chosen",
+            f"no cell in {said} has all of what was chosen",
             "choose fewer of base, tasks, methods and shots",
         )
-    bases = sorted({c.base for c in cells})
+    bases = sorted({f.cell.base for f in found})
     if len(bases) > 1:
         raise ConfigError(
-            f"{output} has cells of {len(bases)} bases: {', '.join(bases)}",
+            f"{said} has cells of {len(bases)} bases: {', '.join(bases)}",
             f"scores of two bases are not compared in one table; choose one: --base {bases[0]}",
         )
-    cells, replaced = _one_each(cells, output, latest=latest)
-    _check_scores(cells, output)
-    header = asked.chosen(tasks, methods, shots).header(cells, output)
+    found, replaced = _one_each(found, latest=latest)
+    _check_scores(found)
+    cells = tuple(f.cell for f in found)
+    header: list[str] = []
+    for source, grid in asked.items():
+        own = [f.run for f in found if f.source == source]
+        there = own if given[source] else cells
+        header += grid.chosen(tasks, methods, shots).header(there, own, source)
     return Results(
-        cells=tuple(cells), order=asked.tasks, variants=asked.variants,
+        cells=cells, order=known_tasks or tuple(tasks or ()),
+        variants=tuple(
+            dict.fromkeys(_within(given[s], v) for s, a in asked.items() for v in a.variants)
+        ),
         header=(*header, *replaced),
     )  # fmt: skip
 
 
+def _within(name: str, variant: str) -> str:
+    """A variant of a source that the reader gave a name."""
+    return "-".join(filter(None, (name, variant)))
+
+
+def _find(source: Path, name: str) -> list[_Found]:
+    """The cells of one folder or file, in its order."""
+    if source.is_file():
+        changed = source.stat().st_mtime_ns
+        read = [(cell, f"{source}, line {line}", changed) for line, cell in read_recorded(source)]
+    else:
+        read = [_in_folder(cell, source) for cell in read_cells(source)]
+        names = [cell.name for cell, *_ in read]
+        if len(names) > len(set(names)):
+            raise _misnamed(source, Counter(names).most_common(1)[0][0])
+    if not read:
+        raise DataError(f"{source} has no finished cell", "run `pemt bench run` to the end of one")
+    return [
+        _Found(
+            cell=replace(cell, variant=_within(name, cell.variant)), run=cell, where=where,
+            source=source, changed=changed,
+        )
+        for cell, where, changed in read
+    ]  # fmt: skip
+
+
+def _in_folder(cell: Cell, output: Path) -> tuple[Cell, str, int]:
+    folder = output / "cells" / cell.name
+    if not (folder / CELL).is_file():
+        raise _misnamed(output, cell.name)
+    return cell, str(folder), (folder / CELL).stat().st_mtime_ns
+
+
+def _misnamed(output: Path, name: str) -> DataError:
+    """A copied or renamed folder would count twice, or be named wrongly in messages."""
+    return DataError(
+        f"a folder in {output / 'cells'} holds the cell {name} under another name",
+        "give it its name back, or remove it if it is a copy",
+    )
+
+
 def _check(
-    kind: str, names: Sequence[Any] | None, present: list[Any], known: Iterable[str], output: Path
+    kind: str, names: Sequence[Any] | None, present: list[Any], known: Iterable[str], said: str
 ) -> None:
     for name in names or ():
         if name in present:
@@ -170,67 +243,64 @@ def _check(
         if kind == "shots" or name in known:
             there = ", ".join(dict.fromkeys("full" if p is None else str(p) for p in present))
             shown = "full" if name is None else repr(name)
-            raise ConfigError(f"{output} has no finished cell of {kind} {shown}", f"has: {there}")
+            raise ConfigError(f"{said} has no finished cell of {kind} {shown}", f"has: {there}")
         raise UnknownNameError(kind, name, {*present, *known})
 
 
-def _check_folders(cells: list[Cell], output: Path) -> None:
-    """A copied or renamed folder would count twice, or be named wrongly in messages."""
-    seen: set[str] = set()
-    for cell in cells:
-        if cell.name in seen or not (output / "cells" / cell.name / CELL).is_file():
-            raise DataError(
-                f"a folder in {output / 'cells'} holds the cell {cell.name} under another name",
-                "give it its name back, or remove it if it is a copy",
-            )
-        seen.add(cell.name)
-
-
-def _one_each(
-    cells: list[Cell], output: Path, *, latest: bool
-) -> tuple[list[Cell], tuple[str, ...]]:
+def _one_each(found: list[_Found], *, latest: bool) -> tuple[list[_Found], tuple[str, ...]]:
     """At most one cell per place: two that differ in their key were run with other settings."""
-    places: dict[Place, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        places[cell.task, cell.arm, cell.shots, cell.data_seed].append(cell)
-    doubled = {place: found for place, found in places.items() if len(found) > 1}
-    if not doubled:
-        return cells, ()
-    if not latest:
+    places: dict[Place, list[_Found]] = defaultdict(list)
+    for f in found:
+        here = places[f.cell.task, f.cell.arm, f.cell.shots, f.cell.data_seed]
+        # the same cell from two sources: recorded, and still in its folder
+        if not any(_same(f.cell, other.cell) for other in here):
+            here.append(f)
+    doubled = {place: here for place, here in places.items() if len(here) > 1}
+    if not latest and doubled:
         task, method, shots, seed = next(iter(doubled))
-        folders = " and ".join(str(output / "cells" / c.name) for c in next(iter(doubled.values())))
+        where = " and ".join(f.where for f in next(iter(doubled.values())))
         more = f" (and {len(doubled) - 1} more such pairs)" if len(doubled) > 1 else ""
         raise DataError(
             f"two settings for {method} on {task}, {shots_title(shots)}, data seed {seed}: "
-            f"{folders}{more}",
-            "remove the folder you do not mean, or take the newer of each with --latest",
+            f"{where}{more}",
+            "remove the one you do not mean, or take the newer of each with --latest",
         )
     kept, left = [], []
-    for place, found in places.items():
-        # the file's time: a cell does not say when it was run
-        found.sort(key=lambda c: ((output / "cells" / c.name / CELL).stat().st_mtime_ns, c.name))
-        kept.append(found[-1])
-        if place in doubled:
-            left += [c.name for c in found[:-1]]
+    for here in places.values():
+        *older, newest = sorted(here, key=lambda f: (f.changed, f.cell.name))
+        kept.append(newest)
+        left += [f.cell.name for f in older]
+    if not left:
+        return kept, ()
     shown = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
     return kept, (f"Older cells with other settings, left out ({len(left)}): {shown}.",)
 
 
-def _check_scores(cells: list[Cell], output: Path) -> None:
+def _same(a: Cell, b: Cell) -> bool:
+    """One cell: the same key, and the same score, as a key does not tell two runs apart."""
+    return a.name == b.name and str(_score(a)) == str(_score(b))
+
+
+def _score(cell: Cell) -> Any:
+    """What stands there, number or not."""
+    return cell.metrics.get(cell.score) if isinstance(cell.metrics, dict) else None
+
+
+def _check_scores(found: list[_Found]) -> None:
     """Every cell of a task shows the same metric, and has it."""
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        folder = output / "cells" / cell.name
-        value = cell.metrics.get(cell.score) if isinstance(cell.metrics, dict) else None
+    first: dict[str, _Found] = {}
+    for f in found:
+        cell = f.cell
+        value = _score(cell)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise DataError(
-                f"{folder / CELL} has no number for its score {cell.score!r} ({value!r})",
-                "remove its folder and run the grid again",
+                f"{f.where} has no number for its score {cell.score!r} ({value!r})",
+                "remove it and run the grid again",
             )
-        other = first.setdefault(cell.task, cell)
-        if other.score != cell.score:
+        other = first.setdefault(cell.task, f)
+        if other.cell.score != cell.score:
             raise DataError(
-                f"two scores for {cell.task}: {other.score} in {output / 'cells' / other.name} and "
-                f"{cell.score} in {folder}",
+                f"two scores for {cell.task}: {other.cell.score} in {other.where} and "
+                f"{cell.score} in {f.where}",
                 "remove the cells of one of them and run the grid again",
             )

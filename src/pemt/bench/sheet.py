@@ -1,4 +1,4 @@
-"""Comparisons and cells as CSV, for whoever computes further."""
+"""Comparisons as CSV, for whoever computes further."""
 
 from __future__ import annotations
 
@@ -24,12 +24,6 @@ CSV_FIELDS = (
 )  # fmt: skip
 """One line per aggregate; `table` is scores, differences, costs or published. Numbers in points,
 empty where a table has no such field; the mean over targets is the task "mean"."""
-
-CELL_FIELDS = (
-    "key", "base", "task", "shots", "data_seed", "method", "score", "value", "test_rows",
-    "validation", "learning_rate", "trained", "total", "seconds", "train_seconds", "peak_memory",
-)  # fmt: skip
-"""One line per cell; every metric follows as `metric:NAME`, as a fraction."""
 
 
 def aggregates_csv(
@@ -103,20 +97,6 @@ def aggregates_csv(
             if task in results.tasks and METRIC[task] == results.metric(task)
         ]  # fmt: skip
     return _csv(CSV_FIELDS, lines)
-
-
-def cells_csv(results: Results) -> str:
-    """One line per cell: the columns of `CELL_FIELDS`, then its metrics."""
-    names = sorted({name for cell in results.cells for name in cell.metrics} - {"n"})
-    lines = [
-        {
-            **{f: getattr(c, f) for f in CELL_FIELDS if f != "test_rows"},
-            "method": c.arm, "shots": _shots(c.shots), "test_rows": c.metrics.get("n", ""),
-            **{f"metric:{name}": c.metrics.get(name, "") for name in names},
-        }
-        for c in results.cells
-    ]  # fmt: skip
-    return _csv((*CELL_FIELDS, *(f"metric:{name}" for name in names)), lines)
 
 
 def _csv(fields: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:

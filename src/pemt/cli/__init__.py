@@ -25,6 +25,9 @@ SWITCHES = (
 SEVERAL = ("adapt", "train-source")
 """Commands that several processes do together, under `torchrun` or `accelerate launch`."""
 
+LISTS = ("correlations",), ("bench", "table")
+"""Commands that take any number of paths first, one after the other."""
+
 
 def commands() -> dict[str, Any]:
     """Name -> function, or a group of them."""
@@ -212,7 +215,7 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
     `--train FILE` is the task that a command takes first.
     """
     taken: list[str] = []
-    arguments = _study_file(_runs_together(_train_first(arguments)))
+    arguments = _study_file(_listed(_train_first(arguments)))
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
@@ -231,12 +234,14 @@ def _study_file(arguments: Sequence[str]) -> Sequence[str]:
     return arguments
 
 
-def _runs_together(arguments: Sequence[str]) -> Sequence[str]:
+def _listed(arguments: Sequence[str]) -> Sequence[str]:
     """`correlations RUN RUN ..` as the one list that the command takes."""
-    if arguments[:1] != ["correlations"] or {"-h", "--help"} & set(arguments):
+    words = next((c for c in LISTS if tuple(arguments[: len(c)]) == c), None)
+    if words is None or {"-h", "--help"} & set(arguments):
         return arguments
-    runs = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments[1:]))
-    return ["correlations", json.dumps(runs), *arguments[1 + len(runs) :]]
+    rest = arguments[len(words) :]
+    paths = list(itertools.takewhile(lambda a: not a.startswith("-"), rest))
+    return [*words, json.dumps(paths), *rest[len(paths) :]]
 
 
 def _train_first(arguments: Sequence[str]) -> Sequence[str]:

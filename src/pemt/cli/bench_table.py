@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 
 def table(
-    folder: Path,
+    sources: list[str],
     *,
     tasks: str | None = None,
     methods: str | None = None,
@@ -32,9 +34,12 @@ def table(
     method alone there are no differences.
 
     Example: pemt bench table runs/grid --against best-single-task --plot runs/grid.png
+    Example: pemt bench table benchmarks/results/guided-confirm-cells.csv --against ensemble
 
     Args:
-        folder: the one that `pemt bench run` wrote.
+        sources: folders that `pemt bench run` wrote, or files that --cells wrote, one after the
+            other; the cells of all of them stand in one table. Those of NAME=FOLDER stand beside
+            the others as a variant, METHOD@NAME.
         tasks: show these, as "rte,cb".
         methods: show these, as "pemt,lora".
         shots: show these, as "4,16" or "full".
@@ -54,17 +59,19 @@ def table(
     from pemt.bench.comparison import best_single_task, compared
     from pemt.bench.cost import costs as costs_of
     from pemt.bench.difference import Difference, differences
+    from pemt.bench.recorded import cells_csv
     from pemt.bench.results import read_results
-    from pemt.bench.sheet import aggregates_csv, cells_csv
+    from pemt.bench.sheet import aggregates_csv
     from pemt.bench.table import cost_table, difference_table, published_table, score_table
     from pemt.bench.writing import latex, markdown
     from pemt.errors import ConfigError, UnknownNameError
     from pemt.methods import METHODS
     from pemt.writing import write_named
 
+    paths, named = _named(sources)
     results = read_results(
-        folder, tasks=_words(tasks), methods=_words(methods), shots=_shots(shots), base=base,
-        latest=latest,
+        *paths, named=named, tasks=_words(tasks), methods=_words(methods), shots=_shots(shots),
+        base=base, latest=latest,
     )  # fmt: skip
     if not tie >= 0:
         raise ConfigError(f"tie={tie:g}", "give points, 0 or more")
@@ -72,7 +79,7 @@ def table(
     if against is not None and not chosen and against not in results.methods:
         if against in METHODS:
             there = ", ".join(results.methods)
-            raise ConfigError(f"{folder} has no finished cell of {against!r}", f"has: {there}")
+            raise ConfigError(f"there is no finished cell of {against!r}", f"has: {there}")
         raise UnknownNameError("method", against, {*METHODS, "best-single-task"})
     if len(results.methods) == 1 and against is not None:
         raise ConfigError(
@@ -116,7 +123,7 @@ def table(
     else:
         text = (latex if format == "latex" else markdown)(tables, header)
     if cells is not None:
-        write_named(cells, cells_csv(results))
+        write_named(cells, cells_csv(results.cells))
     if plot is not None:
         from pemt.bench.figure import plot as draw
 
@@ -126,6 +133,31 @@ def table(
     else:
         print(text, end="")
     return 0
+
+
+def _named(sources: list[str]) -> tuple[list[Path], dict[str, Path]]:
+    """The sources without a name, and those with one: "NAME=FOLDER".
+
+    Raises:
+        ConfigError: a name or a folder twice, or a name that no file can have.
+    """
+    from pemt.errors import ConfigError
+
+    paths, named = list[Path](), dict[str, Path]()
+    for source in sources:
+        name, equals, path = source.partition("=")
+        if not equals or Path(source).exists():  # a folder may have = in its name
+            paths.append(Path(source))
+        elif not re.fullmatch(r"[\w.-]+", name) or name in named or not path:
+            raise ConfigError(
+                f"source {source!r}", "give NAME=FOLDER, each name once, of letters, digits, . _ -"
+            )
+        else:
+            named[name] = Path(path)
+    twice = [p for p, n in Counter([*dict.fromkeys(paths), *named.values()]).items() if n > 1]
+    if twice:
+        raise ConfigError(f"source {str(twice[0])!r} has two names", "give each folder once")
+    return paths, named
 
 
 def _words(listed: str | None) -> list[str] | None:
