@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pemt.bench.asked import LISTED, read_asked, shots_title
-from pemt.bench.cell import AT, CELL, Cell, read_cells
-from pemt.bench.recorded import read_recorded
+from pemt.bench.cell import AT, Cell
+from pemt.bench.found import Found, find, within
 from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.methods import METHODS
 
@@ -103,25 +103,6 @@ def title_of(method: str) -> str:
     return f"{title}, {variant}" if variant else title
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """A cell and where it stands.
-
-    Attributes:
-        cell: the cell, in the variant that the reader named its source by.
-        run: the same in its own.
-        where: its folder, or a line of a file, for messages.
-        source: the folder or file that was given.
-        changed: when its file was written, in nanoseconds; a cell does not say when it was run.
-    """
-
-    cell: Cell
-    run: Cell
-    where: str
-    source: Path
-    changed: int
-
-
 def read_results(
     *sources: Path,
     named: Mapping[str, Path] | None = None,
@@ -152,7 +133,7 @@ def read_results(
     given = {**dict.fromkeys(sources, ""), **{path: n for n, path in (named or {}).items()}}
     if not given:
         raise ConfigError("nothing to make a table of", "name a folder of `pemt bench run`")
-    found = [f for source, name in given.items() for f in _find(source, name)]
+    found = [f for source, name in given.items() for f in find(source, name)]
     said = " and ".join(map(str, given))
     asked = {source: read_asked(source) for source in given}
     known_tasks = tuple(dict.fromkeys(t for a in asked.values() for t in a.tasks))
@@ -187,51 +168,10 @@ def read_results(
     return Results(
         cells=cells, order=known_tasks or tuple(tasks or ()),
         variants=tuple(
-            dict.fromkeys(_within(given[s], v) for s, a in asked.items() for v in a.variants)
+            dict.fromkeys(within(given[s], v) for s, a in asked.items() for v in a.variants)
         ),
         header=(*header, *replaced),
     )  # fmt: skip
-
-
-def _within(name: str, variant: str) -> str:
-    """A variant of a source that the reader gave a name."""
-    return "-".join(filter(None, (name, variant)))
-
-
-def _find(source: Path, name: str) -> list[_Found]:
-    """The cells of one folder or file, in its order."""
-    if source.is_file():
-        changed = source.stat().st_mtime_ns
-        read = [(cell, f"{source}, line {line}", changed) for line, cell in read_recorded(source)]
-    else:
-        read = [_in_folder(cell, source) for cell in read_cells(source)]
-        names = [cell.name for cell, *_ in read]
-        if len(names) > len(set(names)):
-            raise _misnamed(source, Counter(names).most_common(1)[0][0])
-    if not read:
-        raise DataError(f"{source} has no finished cell", "run `pemt bench run` to the end of one")
-    return [
-        _Found(
-            cell=replace(cell, variant=_within(name, cell.variant)), run=cell, where=where,
-            source=source, changed=changed,
-        )
-        for cell, where, changed in read
-    ]  # fmt: skip
-
-
-def _in_folder(cell: Cell, output: Path) -> tuple[Cell, str, int]:
-    folder = output / "cells" / cell.name
-    if not (folder / CELL).is_file():
-        raise _misnamed(output, cell.name)
-    return cell, str(folder), (folder / CELL).stat().st_mtime_ns
-
-
-def _misnamed(output: Path, name: str) -> DataError:
-    """A copied or renamed folder would count twice, or be named wrongly in messages."""
-    return DataError(
-        f"a folder in {output / 'cells'} holds the cell {name} under another name",
-        "give it its name back, or remove it if it is a copy",
-    )
 
 
 def _check(
@@ -247,9 +187,9 @@ def _check(
         raise UnknownNameError(kind, name, {*present, *known})
 
 
-def _one_each(found: list[_Found], *, latest: bool) -> tuple[list[_Found], tuple[str, ...]]:
+def _one_each(found: list[Found], *, latest: bool) -> tuple[list[Found], tuple[str, ...]]:
     """At most one cell per place: two that differ in their key were run with other settings."""
-    places: dict[Place, list[_Found]] = defaultdict(list)
+    places: dict[Place, list[Found]] = defaultdict(list)
     for f in found:
         here = places[f.cell.task, f.cell.arm, f.cell.shots, f.cell.data_seed]
         # the same cell from two sources: recorded, and still in its folder
@@ -286,9 +226,9 @@ def _score(cell: Cell) -> Any:
     return cell.metrics.get(cell.score) if isinstance(cell.metrics, dict) else None
 
 
-def _check_scores(found: list[_Found]) -> None:
+def _check_scores(found: list[Found]) -> None:
     """Every cell of a task shows the same metric, and has it."""
-    first: dict[str, _Found] = {}
+    first: dict[str, Found] = {}
     for f in found:
         cell = f.cell
         value = _score(cell)
