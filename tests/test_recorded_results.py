@@ -46,7 +46,7 @@ PAGES = [
     ),
     (
         "docs/concepts/guided.md", "## Ten more useless",
-        [["guided-confirm", "more=guided-useless", "--methods", "ensemble", "--tasks", RELATED]],
+        [["guided-confirm", "more=guided-useless", "--methods", "ensemble"]],
     ),
 ]  # fmt: skip
 """Page, the beginning of a heading, and the cells behind the tables under it."""
