@@ -107,6 +107,13 @@ def test_recipe(path):
     trained = re.findall(r"train (\w+) \d", text)
     for names in re.findall(r"(?:for task in|--sources) ([\w ]+)", text):
         trained += names.split()
+    rows = re.search(r"for rows in ([\d ]+);", text)
+    if rows:
+        trained += [f"{name}-{n}" for n in rows[1].split() for name in set(trained)]
+    for variant in grid.variants:
+        some = variant.experts or ()
+        named = some.values() if isinstance(some, dict) else [some]
+        assert {n for names in named for n in names} <= set(grid.experts)
     assert set(trained) == set(grid.experts), "the comment trains what the grid uses"
     if path.stem == "offline":
         for name in grid.experts:
