@@ -31,6 +31,14 @@ TABLES = {
 PAGES = [
     ("docs/results.md", "## The methods beside each other", [["minilm-16", "--against", "pemt"]]),
     ("docs/results.md", "### 8, 16 and 32 labels", [["minilm-shots", "--against", "pemt"]]),
+    (
+        "docs/results.md", "### How many rows the sources need",
+        [
+            ["minilm-rows", "--against", "pemt@rows-all"],
+            ["minilm-16", "new=minilm-rows", "--methods", "pemt,adapter",
+             "--tasks", "rte,mrpc,rotten_tomatoes", "--against", "adapter"],
+        ],
+    ),
     ("docs/results.md", "## 16 labels per class, Smol", [["smollm2-16", "--against", "adapter"]]),
     (
         "docs/concepts/guided.md", "## The confirmation",
