@@ -198,3 +198,15 @@ def test_the_real_bases():
     assert gguf is not None
     assert (smollm2 / gguf).read_bytes()[:4] == b"GGUF"
     assert assets.base_gguf("minilm") is None
+
+
+def test_another_runs_folder_is_gone_before_it_is_looked_at(tmp_path, monkeypatch):
+    listed = Path.glob
+
+    def glob(self, pattern):
+        yield from listed(self, pattern)
+        yield self / ".scratch-gone"
+
+    monkeypatch.setattr(Path, "glob", glob)
+    with assets._scratch(tmp_path) as scratch:
+        assert scratch.is_dir()

@@ -22,7 +22,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -354,8 +354,9 @@ def _scratch(parent: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         for stale in parent.glob(".scratch-*"):
             # What a killed run left. A day is far beyond PIP_TIMEOUT_S, so nobody is using it.
-            if time.time() - stale.stat().st_mtime > 86_400:
-                shutil.rmtree(stale, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another run's, and just done
+                if time.time() - stale.stat().st_mtime > 86_400:
+                    shutil.rmtree(stale, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=parent))
     except OSError as error:
         raise AssetError(

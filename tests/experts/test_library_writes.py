@@ -218,6 +218,20 @@ def test_a_reader_waits_for_an_expert_that_is_parked(library):
         library.info("films")
 
 
+def test_another_writers_folder_is_gone_before_it_is_looked_at(library, monkeypatch):
+    """Folders are prepared without the lock, so one that was just listed may be in its place."""
+    listed = Path.glob
+
+    def glob(self, pattern):
+        yield from listed(self, pattern)
+        if pattern.endswith(".tmp"):
+            yield self / ".films.0.tmp"
+
+    monkeypatch.setattr(Path, "glob", glob)
+    library.add(make_expert("more"))
+    assert "more" in library.names()
+
+
 def test_two_processes_overwrite_while_this_one_reads(library):
     """Every read gives one of the experts written, whole; nothing is left over."""
     script = """

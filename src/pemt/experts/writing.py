@@ -147,5 +147,9 @@ def _clear_leftovers(root: Path) -> None:
         else:
             path.rename(home)
     for path in root.glob(".*.tmp"):
-        if time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS:
+        try:
+            silent = time.time() - path.lstat().st_mtime
+        except FileNotFoundError:  # another writer's, who prepares without the lock, and is done
+            continue
+        if silent > LEFTOVER_SECONDS:
             discard(path)
