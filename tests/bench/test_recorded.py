@@ -60,7 +60,7 @@ def test_several_in_one_table(tmp_path):
     folder = write(tmp_path / "grid", study(), grid)
     later = [cell("pemt", 3, 0.6), cell("lora", 0, 0.9, shots=32)]
     file = recorded(tmp_path / "more.csv", [*study()[:4], *later])
-    results = read_results(folder, file, folder)
+    results = read_results(folder, str(file), str(folder))
     assert len(results.cells) == len(study()) + 2
     assert results.tasks == ("rte", "cb")
     assert results.scores("rte", "pemt", 16) == {0: 0.7, 1: 0.8, 2: 0.9, 3: 0.6}

@@ -225,8 +225,7 @@ def test_an_interrupted_run_leaves_whole_cells_and_goes_on(folder):
     assert made == ["one-4-0-probe", "one-4-0-adapter", "one-4-1-probe"]
     assert places.leftovers(folder / "out") == []
     assert go(path).ran == ["one-4-1-adapter"]
-    straight = places.grid(folder, output=str(folder / "straight"))
-    go(straight)
+    go(path, output=str(folder / "straight"))
     assert places.results(folder / "out") == places.results(folder / "straight")
 
 

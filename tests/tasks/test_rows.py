@@ -96,7 +96,8 @@ def test_the_mirror_is_found_by_name_alias_and_environment(tmp_path, monkeypatch
     data = tmp_path / "data"
     write_mirror(data / "other")
     task = make_task(tmp_path, rows={"mirror": ["other"]}, split={"rule": "halve_validation"})
-    assert set(load_examples(task, data_dir=data)) == {"train", "validation"}
+    for given in (data, str(data)):
+        assert set(load_examples(task, data_dir=given)) == {"train", "validation"}
     with pytest.raises(DataError, match="has no rows: no files"):
         load_examples(task)
     monkeypatch.setenv("PEMT_DATA_DIR", str(data))

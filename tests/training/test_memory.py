@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pemt.training import memory
-from pemt.training.memory import PeakMemory, give_back_memory
-
-MIB = 1 << 20
+from pemt.model import SourceConfig, SourceModel
+from pemt.training import memory, predict
+from pemt.training.fitting import fit
+from pemt.training.memory import MIB, Heap, PeakMemory, give_back_memory
+from tests import tiny
 
 
 def test_peak_of_a_stretch():
@@ -31,3 +32,52 @@ def test_peak_of_a_stretch():
 def test_none_where_the_system_does_not_say(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "missing" / name.strip("/"))
     assert PeakMemory.started(torch.device("cpu")).bytes() is None
+
+
+def test_memory_is_returned_when_it_has_piled_up(monkeypatch):
+    held, returned = iter([100, 400, 611, 650, 150, 200, 710, 711]), []
+    monkeypatch.setattr(memory, "resident", lambda: next(held) * MIB)
+    monkeypatch.setattr(memory, "_trim", lambda: returned.append(True))
+    heap, after = Heap(), []
+    for _ in range(8):
+        heap.settle()
+        after.append(len(returned))
+    # up to 612 beside a step that needs 100; after that the next one says what it needs
+    assert after == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_nothing_is_returned_where_the_system_does_not_say(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / "missing" / name.strip("/"))
+    assert memory.resident() is None
+    Heap().settle()
+
+
+def test_freed_blocks_go_back_to_the_system():
+    if memory.resident() is None:
+        pytest.skip("the system does not say")
+    heap = Heap(slack=64 * MIB)
+    heap.settle()
+    begun = memory.resident()
+    # every other one is freed: holes that the heap keeps
+    blocks = [torch.ones(100_000, dtype=torch.uint8) for _ in range(4_000)]
+    del blocks[::2]
+    held = memory.resident()
+    assert held > begun + 300 * MIB
+    heap.settle()
+    assert memory.resident() < held - 150 * MIB, "half of them were freed"
+
+
+def test_settled_between_steps_and_batches(monkeypatch, tmp_path):
+    """In training, in answering and in what is asked before training."""
+    base = tiny.loaded("bert")
+    task = tiny.task(tmp_path)
+    splits = tiny.splits(task)
+    settled = []
+    monkeypatch.setattr(memory.Heap, "settle", lambda self: settled.append(True))
+    model = SourceModel(base.model, SourceConfig(rank=4, alpha=8), prompt=tiny.prompt(), outputs=2)
+    settings = tiny.settings(epochs=2, batch_size=4, eval_batch_size=4)
+    fitted = fit(model, task, base.tokenizer, splits.train[:8], [], settings)
+    assert len(settled) == fitted.steps == 4
+    settled.clear()
+    predict(model, task, base.tokenizer, splits.test[:10], settings)
+    assert len(settled) == 3

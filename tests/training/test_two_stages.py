@@ -28,7 +28,8 @@ def run(request, tmp_path_factory):
     sources = {
         name: train_source(
             base, tiny.task(place, name, seed=seed), library, settings=tiny.settings(),
-            config=SourceConfig(rank=4, alpha=8), folder=place / f"source-{name}", progress=False,
+            config=SourceConfig(rank=4, alpha=8), folder=str(place / f"source-{name}"),
+            progress=False,
         )
         for seed, name in enumerate(["one", "two"], 1)
     }  # fmt: skip
@@ -36,7 +37,7 @@ def run(request, tmp_path_factory):
     task = tiny.task(place, "target", seed=3)
     result = adapt(
         base, task, library, method="pemt", shots=4, config=CONFIG, settings=tiny.settings(),
-        folder=place / "run", progress=False,
+        folder=str(place / "run"), progress=False,
     )  # fmt: skip
     texts = [e.text for e in tiny.splits(task).test]
     encoded = base.tokenizer(texts, padding=True, return_tensors="pt")

@@ -172,7 +172,7 @@ def _json(path: Path, kind: type) -> Any:
 
 
 def scored_rows(
-    run: RunFolder, task: Task, *, rows: int | None = None, data_dir: Path | None = None
+    run: RunFolder, task: Task, *, rows: int | None = None, data_dir: str | Path | None = None
 ) -> tuple[list[Example], list[str]]:
     """The test rows that a run was scored on, and sentences about them.
 

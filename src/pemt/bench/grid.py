@@ -129,8 +129,8 @@ class Grid:
     settings: TrainSettings = field(default_factory=TrainSettings)
     pemt: PemtConfig = field(default_factory=PemtConfig)
     test_rows: int | None = None
-    data_dir: Path | None = None
-    output: Path | None = None
+    data_dir: str | Path | None = None
+    output: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):

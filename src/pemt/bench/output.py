@@ -32,10 +32,10 @@ class OutputFolder:
         root: the folder; made when something is written.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        if root.exists() and not root.is_dir():
-            raise ConfigError(f"The output {root} is a file", "give a folder")
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"The output {self.root} is a file", "give a folder")
 
     def place(self, name: str) -> Path:
         """The folder of a cell."""

@@ -147,7 +147,7 @@ def make_plan(
     grid: Grid,
     base: Base,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     only_tasks: Collection[str] = (),
     only_methods: Collection[str] = (),
     on_task: Callable[[str], None] = lambda _: None,
@@ -228,7 +228,7 @@ class _Drawn:
 
 
 def _draws(
-    grid: Grid, target: GridTask, data_dir: Path | None
+    grid: Grid, target: GridTask, data_dir: str | Path | None
 ) -> dict[tuple[str, int | None, int], _Drawn]:
     """Every draw of a task; its splits are read once and only what was drawn is kept."""
     points = [(target.task.name, k, seed) for k in grid.shots for seed in grid.data_seeds]

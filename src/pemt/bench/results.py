@@ -104,8 +104,8 @@ def title_of(method: str) -> str:
 
 
 def read_results(
-    *sources: Path,
-    named: Mapping[str, Path] | None = None,
+    *sources: str | Path,
+    named: Mapping[str, str | Path] | None = None,
     base: str | None = None,
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
@@ -130,7 +130,8 @@ def read_results(
         ConfigError: no source, cells of several bases, or nothing left after the choices.
         UnknownNameError: a method or task that nothing knows.
     """
-    given = {**dict.fromkeys(sources, ""), **{path: n for n, path in (named or {}).items()}}
+    given = {Path(source): "" for source in sources}
+    given |= {Path(source): name for name, source in (named or {}).items()}
     if not given:
         raise ConfigError("nothing to make a table of", "name a folder of `pemt bench run`")
     found = [f for source, name in given.items() for f in find(source, name)]

@@ -60,7 +60,7 @@ class GridRun:
     """
 
     def __init__(
-        self, grid: Grid, *, output: Path | None = None, data_dir: Path | None = None,
+        self, grid: Grid, *, output: str | Path | None = None, data_dir: str | Path | None = None,
         workers: int | None = None, cluster: str | None = None, retries: int = 1,
         only_tasks: Collection[str] = (), only_methods: Collection[str] = (),
         base: Base | None = None, on_result: Callable[[Job, AdaptResult], None] | None = None,

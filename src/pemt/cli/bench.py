@@ -156,7 +156,7 @@ def methods(*, json: bool = False) -> int:
 
 def default_output(grid: Grid, file: Path) -> Path:
     """Where a grid's results go unless a flag says otherwise."""
-    return grid.output or Path("runs") / file.stem
+    return Path(grid.output or Path("runs") / file.stem)
 
 
 def _words(listed: str | None) -> list[str]:

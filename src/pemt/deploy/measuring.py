@@ -66,7 +66,7 @@ def recorded_gates(place: Path, model: PemtModel) -> Tensor | None:
     return torch.tensor(rows)
 
 
-def at_hand(deployed: Deployed, *, rows: int | None, data_dir: Path | None = None) -> AtHand:
+def at_hand(deployed: Deployed, *, rows: int | None, data_dir: str | Path | None = None) -> AtHand:
     """The task's rows, or why they cannot be had: what follows does not need them.
 
     Args:

@@ -32,6 +32,7 @@ from pemt.model.prompted import AdaptedOutput
 from pemt.nn import ForwardContext
 from pemt.tasks import Task
 from pemt.training.evaluating import evaluating
+from pemt.training.memory import heap
 
 if TYPE_CHECKING:
     from pemt.bases import Base
@@ -177,6 +178,7 @@ class InstantModel(PemtModel):
             by_expert.setdefault(part.expert, []).append(part)
         total: Any = 0.0
         for name, parts in by_expert.items():
+            heap.settle()
             with self.alone(name), evaluating(self):  # what is kept must not hold dropout
                 seen = self.instant.viewers[name].look(self, ids, mask, {p.view for p in parts})
             for part in parts:

@@ -28,6 +28,7 @@ from pemt.model import AdaptedModel, PemtModel
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, encode_prompts_only, label_word_ids
 from pemt.training.evaluating import evaluating, lengths, longest_first, side_of
+from pemt.training.memory import heap
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import start_prompt
 
@@ -163,6 +164,7 @@ def views_of(
     parts: dict[View, list[Array]] = {}
     with evaluating(model):
         for start in range(0, len(order), settings.eval_batch_size):
+            heap.settle()
             batch = collate([encoded[i] for i in order[start : start + settings.eval_batch_size]])
             ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
             for view, values in viewer.look(model, ids, mask, wanted).items():

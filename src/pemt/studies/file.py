@@ -87,7 +87,7 @@ def read_question(kind: Kind, file: Path | None, flags: Mapping[str, Any]) -> Qu
             raise
         raise ConfigError(f"{file}: {error.what}", error.fix) from None
     name = kind.name if file is None else file.stem
-    output = grid.output or Path("runs") / "studies" / name
+    output = Path(grid.output or Path("runs") / "studies" / name)
     return Question(kind=kind, grid=grid, options=options, output=output)
 
 

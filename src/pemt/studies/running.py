@@ -42,7 +42,8 @@ class StudyRun:
     """
 
     def __init__(
-        self, question: Question, *, output: Path | None = None, data_dir: Path | None = None,
+        self, question: Question, *, output: str | Path | None = None,
+        data_dir: str | Path | None = None,
         workers: int = 1, retries: int = 1, progress: Progress | None = None,
         base: Base | None = None,
     ) -> None:  # fmt: skip

@@ -98,7 +98,7 @@ class TaskReport:
 
 
 def check_task(
-    task: Task, *, data_dir: Path | None = None, reader: Reader | None = None
+    task: Task, *, data_dir: str | Path | None = None, reader: Reader | None = None
 ) -> TaskReport:
     """Read all rows of a task and say what they are like.
 

@@ -70,7 +70,7 @@ def default_data_dir() -> Path | None:
     return Path(configured).expanduser() if configured else None
 
 
-def locate(task: Task, *, data_dir: Path | None = None) -> Origin:
+def locate(task: Task, *, data_dir: str | Path | None = None) -> Origin:
     """Where ``load_examples`` will read, without reading.
 
     Args:
@@ -83,7 +83,7 @@ def locate(task: Task, *, data_dir: Path | None = None) -> Origin:
     if task.rows.files:
         folders = sorted({str(path.parent) for path in task.rows.files.values()})
         return Origin("files", ", ".join(folders), True, dict(task.rows.files))
-    mirror = data_dir if data_dir is not None else default_data_dir()
+    mirror = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
     if mirror is not None:
         if not mirror.is_dir():
             raise DataError(
@@ -127,7 +127,7 @@ class Loaded:
 
 
 def load_examples(
-    task: Task, *, data_dir: Path | None = None, refuse: Refuse | None = None
+    task: Task, *, data_dir: str | Path | None = None, refuse: Refuse | None = None
 ) -> dict[str, list[Example]]:
     """Every labelled row of the official splits the task's split rule needs, rendered.
 
@@ -140,7 +140,9 @@ def load_examples(
     return load_rows(task, data_dir=data_dir, refuse=refuse).examples
 
 
-def load_rows(task: Task, *, data_dir: Path | None = None, refuse: Refuse | None = None) -> Loaded:
+def load_rows(
+    task: Task, *, data_dir: str | Path | None = None, refuse: Refuse | None = None
+) -> Loaded:
     """``load_examples``, with where the rows came from.
 
     Args:

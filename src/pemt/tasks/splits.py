@@ -44,7 +44,7 @@ class Splits:
         }
 
 
-def load_splits(task: Task, *, data_dir: Path | None = None) -> Splits:
+def load_splits(task: Task, *, data_dir: str | Path | None = None) -> Splits:
     """A task's rows, read and split.
 
     Args:

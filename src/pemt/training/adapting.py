@@ -42,7 +42,7 @@ def target_rows(
     shots: int | None,
     data_seed: int,
     validation: Validation = "shots",
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
 ) -> FewShot:
     """Rows of a target task: a few-shot draw, or the full splits where `shots` is None."""
     splits = load_splits(task, data_dir=data_dir)
@@ -74,8 +74,8 @@ def adapt(
     cv_folds: int = 4,
     cv_repeats: int = 1,
     test_rows: int | None = None,
-    data_dir: Path | None = None,
-    folder: Path | None = None,
+    data_dir: str | Path | None = None,
+    folder: str | Path | None = None,
     diagnose: bool = True,
     progress: bool = True,
 ) -> AdaptResult:
@@ -136,6 +136,7 @@ def adapt(
         rows = rows or target_rows(
             task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
         )
+    folder = None if folder is None else Path(folder).expanduser()
     if folder is not None:
         check_place(folder / "model")  # before the work, not after it
     for one in methods:

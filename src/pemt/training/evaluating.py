@@ -19,6 +19,7 @@ from pemt.tasks.encoding import Collator, Encoded, label_word_ids
 from pemt.tasks.metrics import Statistic, compute, parse_answer, resampled
 from pemt.tasks.reporting import Report, report
 from pemt.training import processes
+from pemt.training.memory import heap
 from pemt.training.settings import Answers, TrainSettings
 
 
@@ -198,6 +199,7 @@ def predict(
         batches, progress = processes.share(batches), progress and processes.is_main()
     with evaluating(model):
         for rows in _bar(batches, "answering", progress):
+            heap.settle()
             batch = collate([encoded[i] for i in rows])
             ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
             if how == "generate":

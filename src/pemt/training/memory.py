@@ -1,26 +1,72 @@
-"""Memory of a process: the worst of a stretch of work, and what is given back after it."""
+"""Memory of a process: the worst of a stretch of work, and what is given back in it and after."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MIB = 1 << 20
+
 
 def give_back_memory() -> None:
-    """Return freed memory to the system.
-
-    Batches of many lengths leave glibc's heap full of holes: over a long comparison a process grows
-    to several times what it uses. Where the C library has no `malloc_trim`, only garbage is
-    collected.
-    """
+    """Collect garbage and return freed memory to the system, at the end of a piece of work."""
     gc.collect()
+    _trim()
+    heap.needed = None  # the next piece of work may need less
+
+
+def _trim() -> None:
+    """Return freed memory to the system; nothing where the C library has no `malloc_trim`."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident() -> int | None:
+    """Bytes of memory the process holds; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Heap:
+    """Keeps freed memory from piling up between the steps of a loop.
+
+    torch asks the C library for aligned blocks, and glibc before 2.38 does not find those again
+    that it has freed (its bug 14581): every step takes new memory, some ten MiB for MiniLM, though
+    little is in use. It is returned when `slack` has piled up beyond what a step is known to need,
+    so a step's own memory is not taken from it and asked for again each time.
+
+    Attributes:
+        slack: bytes that may pile up.
+        needed: bytes the process held after the first step since memory was last returned.
+    """
+
+    slack: int = 512 * MIB
+    needed: int | None = None
+
+    def settle(self) -> None:
+        """To be called between two steps; costs a few microseconds unless memory is returned."""
+        held = resident()
+        if held is None:
+            return
+        if self.needed is None:
+            self.needed = held
+        elif held > self.needed + self.slack:
+            _trim()
+            self.needed = None
+
+
+heap = Heap()
+"""Of this process."""
 
 
 @dataclass(frozen=True)

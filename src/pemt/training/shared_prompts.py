@@ -125,8 +125,8 @@ def train_shared_prompt(
     validation_rows: int | None = 1000,
     test_rows: int | None = 1000,
     data_seed: int = 0,
-    data_dir: Path | None = None,
-    folder: Path | None = None,
+    data_dir: str | Path | None = None,
+    folder: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> SharedResult:
@@ -158,6 +158,7 @@ def train_shared_prompt(
     names = [t.name for t in sources]
     if len(names) < 2 or len(set(names)) != len(names):
         raise ConfigError(f"Sources {names}", "give at least two, each once")
+    folder = None if folder is None else Path(folder).expanduser()
     library = library if isinstance(library, ExpertLibrary) else ExpertLibrary(library)
     library.require_writable()
     taken = [n for n in names if n in library]

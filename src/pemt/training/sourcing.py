@@ -110,8 +110,8 @@ def train_source(
     validation_rows: int | None = 1000,
     test_rows: int | None = 1000,
     data_seed: int = 0,
-    data_dir: Path | None = None,
-    folder: Path | None = None,
+    data_dir: str | Path | None = None,
+    folder: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> SourceResult:
@@ -145,6 +145,7 @@ def train_source(
         with processes.main_first():
             base = load_base(base)
     task = Task.named(task) if isinstance(task, str) else task
+    folder = None if folder is None else Path(folder).expanduser()
     library = library if isinstance(library, ExpertLibrary) else ExpertLibrary(library)
     library.require_writable()
     config = config or SourceConfig()

@@ -24,6 +24,7 @@ from pemt.errors import TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
 from pemt.training import processes
+from pemt.training.memory import heap
 from pemt.training.watching import GateWatch
 
 TRAINED = "trained.safetensors"
@@ -128,6 +129,7 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
             loss = torch.zeros((), device=self.args.device)
         if self.accelerator.sync_gradients:
             processes.average_gradients(model.parameters())
+        heap.settle()
         return loss
 
     def compute_loss(
