@@ -14,6 +14,7 @@ sys.path.insert(0, str(HERE))
 
 import contestants as entered  # noqa: E402
 import floor  # noqa: E402
+import long_run  # noqa: E402
 import memory  # noqa: E402
 import speed  # noqa: E402
 
@@ -86,3 +87,16 @@ def test_memory_counts_base_and_experts(capsys):
     columns = 6 * shape.rank
     banks = sum(4 * columns * (x.hidden + x.width) for x in entered.layers_of(shape))
     assert many - few > banks / memory.MEBIBYTE
+
+
+@pytest.mark.parametrize("way", long_run.WAYS)
+def test_long_run_reads_memory_after_every_step(way, monkeypatch):
+    settled = []
+    monkeypatch.setattr(long_run.heap, "settle", lambda: settled.append(True), raising=False)
+    given = type(
+        "Given", (), {"quick": True, "threads": 1, "steps": 3, "experts": 3, "dtype": "float32"}
+    )
+    made = long_run.train(way, given())
+    assert len(made["held"]) == 3
+    assert max(made["held"]) < made["peak"] + 16, "the system counts pages in batches"
+    assert len(settled) == (3 if way == "returned" else 0)
