@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -233,3 +236,30 @@ def test_the_sparsity_loss_needs_labels_and_a_weight(name):
     output = off(ids, mask, tiny.labels_for(off.family, ids, mask))
     assert output.sparsity is None
     assert output.loss is output.task_loss
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("gate", ["example", "task"])
+@pytest.mark.parametrize("reentrant", [None, *REENTRANT])
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_a_pass_is_forgotten(name, reentrant, gate, backward, monkeypatch):
+    """No pass may keep itself alive: garbage collection does not see through autograd's graph."""
+    model = tiny.stir(tiny.pemt(tiny.base(name), gate=gate, sparsity_weight=0.5)).train()
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    passes, begin = [], model._context
+
+    def remembered(**given):
+        context = begin(**given)
+        passes.append(weakref.ref(context))
+        return context
+
+    monkeypatch.setattr(model, "_context", remembered)
+    for batch in batches(model, 3):
+        loss = model(*batch).loss
+        if backward:
+            loss.backward()
+        del loss
+    gc.collect()
+    # the last backward pass may be asked for again
+    assert [made() is None for made in passes] == [True, True, not backward]

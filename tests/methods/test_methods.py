@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from dataclasses import fields
 
 import numpy as np
@@ -302,3 +304,32 @@ def test_nothing_is_attached_to_an_attached_base(setting, first, second):
     METHODS[first].build(given)
     with pytest.raises(BackboneError, match="already attached"):
         METHODS[second].build(given)
+
+
+class Saved:
+    """In place of a tensor that autograd keeps for a backward pass, which is never made."""
+
+
+@EVERYWHERE
+def test_a_pass_keeps_nothing_of_itself(setting, method, name):
+    """Its graph is gone with its loss: a circle through autograd's graph is never collected."""
+    if not METHODS[method].trains:
+        return
+    model = METHODS[method].build(setting(name, method=method)).train()
+    ids, mask = tiny.batch()
+    labels = tiny.labels_for(model.family, ids, mask, classes=2)
+    kept = []
+
+    def pack(_):
+        saved = Saved()
+        kept.append(weakref.ref(saved))
+        return saved
+
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            loss = model(ids, mask, labels).loss
+        assert loss.requires_grad
+        del loss
+    gc.collect()
+    assert kept
+    assert not [saved for saved in kept if saved() is not None]

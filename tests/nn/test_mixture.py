@@ -79,7 +79,7 @@ def test_output_loss_and_gradients_equal_the_loop(mix, adapter, padded, averagin
 
     assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
     assert_close(state.gates[0], gates)
-    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(state.losses.values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
     assert_close(loss, wanted, atol=1e-4, rtol=1e-5)
     trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
     for a, b in zip(
@@ -110,7 +110,7 @@ def test_bfloat16_stays_near_the_float32_loop():
     assert y.dtype == torch.bfloat16
     assert_close(y.float(), theirs, atol=8e-2, rtol=5e-2)
     assert_close(state.gates[0], gates, atol=1e-3, rtol=1e-3)
-    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-2, rtol=1e-2)
+    assert_close(state.losses.values[0], sparsity.detach(), atol=1e-2, rtol=1e-2)
     combine_loss(y.float().sum(), WEIGHT, state).backward()
     assert all(
         p.grad.isfinite().all() and p.grad.dtype == torch.float32
@@ -188,7 +188,7 @@ def test_absent_experts_keep_their_column_and_add_nothing(columns, padded):
     assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
     assert_close(state.gates[0], gates)
     assert state.gates[0].shape == (3, 4)
-    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(state.losses.values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
     trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
     for a, b in zip(
         torch.autograd.grad(loss, trained), torch.autograd.grad(wanted, trained), strict=True
@@ -201,7 +201,7 @@ def test_gates_of_zero_for_all_who_are_here_give_a_finite_loss():
     x, _, _ = draws.inputs(2, 6, 4)
     layer.slot.active = state = context(fixed_gates={0: torch.tensor([0.0, 1.0, 0.0, 0.0])})
     combine_loss(layer(x).sum(), WEIGHT, state).backward()
-    assert state.sparsity_values[0] == 0
+    assert state.losses.values[0] == 0
     assert x.grad.isfinite().all()
 
 
@@ -215,7 +215,7 @@ def test_a_layer_without_experts_has_its_adapter_and_makes_no_loss():
     bare.slot.active = state = context()
     assert torch.equal(bare(x), layer.adapter(layer.down(x)))
     assert not state.gates
-    assert not state.sparsity_values
+    assert not state.losses.values
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
@@ -255,6 +255,6 @@ def test_a_target_adapter_that_is_a_lora_stands_beside_the_map():
     wanted = bare + reference.expert_output(layer.adapter.tensors(), x)
     assert_close(y, wanted, atol=2e-5, rtol=1e-5)
     loss = reference.sparsity(experts, x, wanted, state.gates[0], draws.weights(3, 6))
-    assert_close(state.sparsity_values[0], loss.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(state.losses.values[0], loss.detach(), atol=1e-5, rtol=1e-5)
     combine_loss(y.square().sum(), WEIGHT, state).backward()
     assert layer.adapter.A.grad.abs().sum() > 0

@@ -56,7 +56,7 @@ def test_output_loss_and_gradients_equal_the_loop(mix, k, scope, averaging, path
     assert_close(state.gates[0], gates)
     assert ((gates > 0).sum(1) == k).all()
     assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
-    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(state.losses.values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
     trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
     for mine, other in zip(
         torch.autograd.grad(loss, trained), torch.autograd.grad(wanted, trained), strict=True
@@ -75,7 +75,7 @@ def test_as_many_as_there_are_is_the_dense_mixture_bit_for_bit(k, scope):
     layer.slot.active = second = context(draws.weights(3, 6))
     assert torch.equal(cut(layer, k, scope)(x), wanted)
     assert torch.equal(second.gates[0], first.gates[0])
-    assert torch.equal(second.sparsity_values[0], first.sparsity_values[0])
+    assert torch.equal(second.losses.values[0], first.losses.values[0])
 
 
 @pytest.mark.parametrize("scope", ["example", "batch"])
@@ -103,7 +103,7 @@ def test_columns_without_a_branch_keep_their_share_and_are_not_counted(path, sco
         y, layer.down(x) + reference.partial_mixture(given, x, gates), atol=2e-5, rtol=1e-5
     )
     sparsity = reference.partial_sparsity(given, x, y, gates, weights)
-    assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(state.losses.values[0], sparsity.detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_no_gradient_reaches_the_experts_that_were_cut():
@@ -221,4 +221,4 @@ def test_bfloat16_stays_near_the_float32_loop(monkeypatch):
         sparsity = reference.sparsity(
             experts, x.float(), wanted, state.gates[0], draws.weights(3, 6)
         )
-        assert_close(state.sparsity_values[0], sparsity.detach(), atol=1e-2, rtol=1e-2)
+        assert_close(state.losses.values[0], sparsity.detach(), atol=1e-2, rtol=1e-2)

@@ -10,8 +10,11 @@ tensors without a graph. So the loss travels with the graph instead:
 
     layer:   y' = attach_sparsity(y, tsl)      forward: y; remembers the number tsl
     end:     loss = combine_loss(ce, weight)   forward: ce + weight * mean of the numbers
-    backward of `loss` runs first and leaves d loss / d tsl in the context; the backward of each
+    backward of `loss` runs first and leaves d loss / d tsl in `LayerLosses`; the backward of each
     `attach_sparsity` hands it to its own tsl, in the graph that recomputation has just rebuilt.
+
+These functions hold `LayerLosses`, never the context: that holds gates, whose graph holds the
+functions of the layers below, and the garbage collector does not see through such a circle.
 
 Gradient scaling and accumulation are inherited, because d loss / d tsl is made from the gradient
 that arrives at `loss`.
@@ -26,6 +29,19 @@ import torch
 from torch import Tensor
 
 from pemt.nn.gate import prompt_mean
+
+
+@dataclass
+class LayerLosses:
+    """The Task Sparsity Loss of one forward pass, layer by layer; no tensor here has a graph.
+
+    Attributes:
+        values: detached loss of each layer, float32 scalars.
+        gradient: d loss / d (one layer's loss), set when the backward pass starts.
+    """
+
+    values: dict[int, Tensor] = field(default_factory=dict)
+    gradient: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -50,8 +66,7 @@ class ForwardContext:
         alone: number of the one expert that runs, at weight one and with nothing that trains beside
             it: no other expert, no target adapter, the base's own norms.
         reuse_gates: decoding: gates found in `gates` are reused, not computed again.
-        sparsity_values: detached loss of each layer.
-        sparsity_gradient: d loss / d (one layer's loss), set when the backward pass starts.
+        losses: of the layers.
     """
 
     prompt_start: int = 0
@@ -69,8 +84,10 @@ class ForwardContext:
     working: dict[int, Any] = field(default_factory=dict)
     alone: int | None = None
     reuse_gates: bool = False
-    sparsity_values: dict[int, Tensor] = field(default_factory=dict)
-    sparsity_gradient: Tensor | None = None
+    losses: LayerLosses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.losses = LayerLosses()  # torch.compile does not trace it as a default factory
 
 
 class Slot:
@@ -111,44 +128,43 @@ class _EnterBackward(torch.autograd.Function):
 
 class _AttachSparsity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, loss: Tensor, context: ForwardContext, index: int) -> Tensor:
-        ctx.context = context
-        context.sparsity_values[index] = loss.detach()
+    def forward(ctx: Any, y: Tensor, loss: Tensor, losses: LayerLosses, index: int) -> Tensor:
+        ctx.losses = losses
+        losses.values[index] = loss.detach()
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        return gradient, ctx.context.sparsity_gradient, None, None
+        return gradient, ctx.losses.gradient, None, None
 
 
 class _CombineLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, sparsity: Tensor, weight: float, context: ForwardContext
+        ctx: Any, loss: Tensor, sparsity: Tensor, weight: float, losses: LayerLosses
     ) -> Tensor:
-        ctx.context, ctx.weight, ctx.layers = context, weight, len(context.sparsity_values)
+        ctx.losses, ctx.weight, ctx.layers = losses, weight, len(losses.values)
         return loss + weight * sparsity.to(loss.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.context.sparsity_gradient = gradient.float() * (ctx.weight / ctx.layers)
+        ctx.losses.gradient = gradient.float() * (ctx.weight / ctx.layers)
         return gradient, None, None, None
 
 
 class _BridgeSummary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, leaf: Tensor, context: ForwardContext) -> Tensor:
-        ctx.leaf, ctx.context = leaf, context
+    def forward(ctx: Any, hidden: Tensor, leaf: Tensor, start: int, length: int) -> Tensor:
+        ctx.leaf, ctx.start, ctx.length = leaf, start, length
         return hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.leaf.grad is not None:
-            start, length = ctx.context.prompt_start, ctx.context.prompt_length
             gradient = gradient.clone()
-            share = (ctx.leaf.grad / length).to(gradient.dtype)
-            gradient[:, start : start + length] += share.unsqueeze(1)
-        return gradient, None, None
+            share = (ctx.leaf.grad / ctx.length).to(gradient.dtype)
+            gradient[:, ctx.start : ctx.start + ctx.length] += share.unsqueeze(1)
+        return gradient, None, None, None
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
@@ -173,12 +189,12 @@ def enter_backward(logits: Tensor, slot: Slot, context: ForwardContext) -> Tenso
 
 def attach_sparsity(y: Tensor, loss: Tensor, context: ForwardContext, index: int) -> Tensor:
     """Identity in `y`; ties the scalar `loss` of layer `index` to y's place in the graph."""
-    return _apply(_AttachSparsity, y, loss, context, index)
+    return _apply(_AttachSparsity, y, loss, context.losses, index)
 
 
 def mean_sparsity(context: ForwardContext) -> Tensor | None:
     """Mean over layers of the detached Task Sparsity Loss, scalar; None without one."""
-    values = list(context.sparsity_values.values())
+    values = list(context.losses.values.values())
     return torch.stack(values).mean() if values else None
 
 
@@ -187,7 +203,7 @@ def combine_loss(loss: Tensor, weight: float, context: ForwardContext) -> Tensor
     sparsity = mean_sparsity(context)
     if sparsity is None:
         return loss
-    return _apply(_CombineLoss, loss, sparsity, weight, context)
+    return _apply(_CombineLoss, loss, sparsity, weight, context.losses)
 
 
 def bridge_summary(
@@ -218,6 +234,6 @@ def bridge_summary(
     summary = prompt_mean(hidden, start, length, context.prompt_lengths)
     if reentrant and summary.requires_grad:
         summary = summary.detach().requires_grad_()
-        hidden = _apply(_BridgeSummary, hidden, summary, context)
+        hidden = _apply(_BridgeSummary, hidden, summary, start, length)
     setattr(context, field, summary)
     return hidden
