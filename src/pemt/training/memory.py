@@ -40,10 +40,9 @@ def resident() -> int | None:
 class Heap:
     """Keeps freed memory from piling up between the steps of a loop.
 
-    torch asks the C library for aligned blocks, and glibc before 2.38 does not find those again
-    that it has freed (its bug 14581): every step takes new memory, some ten MiB for MiniLM, though
-    little is in use. It is returned when `slack` has piled up beyond what a step is known to need,
-    so a step's own memory is not taken from it and asked for again each time.
+    Batches of many lengths leave the C library's heap full of holes that fit no other batch, so a
+    process grows while little is in use. They are returned when `slack` has piled up beyond what
+    a step is known to need: a step's own memory is not given back and asked for again each time.
 
     Attributes:
         slack: bytes that may pile up.
