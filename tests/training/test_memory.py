@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pemt.model import SourceConfig, SourceModel
+from pemt.methods import METHODS, Setting
+from pemt.model import PemtConfig, SourceConfig, SourceModel
 from pemt.training import memory, predict
 from pemt.training.fitting import fit
 from pemt.training.memory import MIB, Heap, PeakMemory, give_back_memory
@@ -68,7 +69,7 @@ def test_freed_blocks_go_back_to_the_system():
 
 
 def test_settled_between_steps_and_batches(monkeypatch, tmp_path):
-    """In training, in answering and in what is asked before training."""
+    """In training and in answering."""
     base = tiny.loaded("bert")
     task = tiny.task(tmp_path)
     splits = tiny.splits(task)
@@ -81,3 +82,24 @@ def test_settled_between_steps_and_batches(monkeypatch, tmp_path):
     settled.clear()
     predict(model, task, base.tokenizer, splits.test[:10], settings)
     assert len(settled) == 3
+
+
+def test_settled_while_experts_are_asked(monkeypatch, tmp_path):
+    """Before training, one expert after the other, and by the instant mixture's every answer."""
+    base, method = tiny.loaded("bert"), METHODS["instant"]
+    task = tiny.task(tmp_path)
+    splits = tiny.splits(task)
+    experts = tiny.library_for(method, base)
+    settled = []
+    monkeypatch.setattr(memory.Heap, "settle", lambda self: settled.append(True))
+    model = method.build(
+        Setting(
+            base=base, task=task, experts=experts, train=splits.train[:8], validation=[],
+            config=PemtConfig(reduction=4, prompt_scale=0.1), max_source_length=24,
+        )
+    )  # fmt: skip
+    assert len(settled) > len(experts)
+    settled.clear()
+    predict(model, task, base.tokenizer, splits.test[:3], tiny.settings())
+    asked = len({part.expert for part in model.instant.parts})
+    assert len(settled) == 1 + asked
