@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and values that any reader of JSON takes."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pemt.errors import ConfigError
 
@@ -38,3 +41,16 @@ def write_named(path: Path, content: str | bytes) -> None:
         raise ConfigError(
             f"{path} cannot be written ({error.strerror})", "give another file"
         ) from error
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON does not have.
+
+    Args:
+        value: numbers, text and what holds them; tuples become lists.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -62,6 +62,20 @@ def test_experts_are_listed_and_verified(place, capsys):
     run(capsys, "experts", "verify", place / "experts")
 
 
+def test_experts_are_ranked(place, capsys):
+    asked = [
+        "experts", "rank", place / "experts", place / "first.yaml", "--base", place / "bert",
+        "--precision", "float32", "--shots", "4",
+    ]  # fmt: skip
+    said = json.loads(run(capsys, *asked, "--json").out)
+    assert sorted(r["name"] for r in said["ranks"]) == ["first", "second"]
+    assert said["rows"] == 8
+    shown = run(capsys, *asked).out
+    assert all(word in shown for word in ("first", "second", "(none)"))
+    helpful = ", ".join(said["helpful"]) or "none"
+    assert f"Better than no expert beyond noise: {helpful}." in " ".join(shown.split())
+
+
 def test_adapt_evaluate_predict(place, tmp_path, capsys):
     folder = tmp_path / "run"
     made = json.loads(run(capsys, *adapt(place, folder, "--json")).out)

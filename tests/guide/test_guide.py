@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 
 from pemt.errors import ConfigError, DataError
-from pemt.guide import NONE, gather, guide_from
+from pemt.guide import NONE, Guide, gather, guide_from, helpful
 from pemt.guide.evidence import Candidate, Evidence, losses_of
 from pemt.guide.guide import mixture_weights
 from pemt.guide.probes import fit_probe, folds_of, held_out, truth_of
@@ -233,6 +234,32 @@ def test_the_verdict_says_what_helps_and_when_nothing_does():
     sole = guide_from(made(200, none=0.2, a=0.9, b=0.9)).verdict()
     assert "you do not need experts here" in sole
     assert "no single expert helps" in guide_from(made(none=0.7, a=0.7, b=0.7)).verdict()
+
+
+@pytest.mark.parametrize("rows", [4, 16, 64])
+def test_the_best_of_many_useless_experts_is_not_said_to_help(rows):
+    """Twenty coin throws: one in twenty draws may mistake the luckiest for more, not most."""
+    generator, said = np.random.default_rng(0), 0
+    draws = 300
+    for _ in range(draws):
+        noise = generator.normal(0, 0.1, size=(20, rows))
+        errors = noise.std(1, ddof=1) / rows**0.5
+        names = [f"e{i}" for i in range(20)]
+        gains = dict(zip(names, noise.mean(1), strict=True))
+        said += bool(helpful(gains, dict(zip(names, errors, strict=True)), rows))
+    assert 0.02 < said / draws < 0.08
+    assert helpful({"good": 0.5, "bad": 0.01}, {"good": 0.05, "bad": 0.05}, rows) == ["good"]
+
+
+def test_a_guide_of_one_row_is_json():
+    """One row has no standard error, and JSON no nan."""
+    guide = guide_from(made(rows=1, none=0.7, a=0.5))
+    assert np.isnan(guide.errors["a"])
+    assert guide.helpful == []
+    shown = json.dumps(guide.to_dict(), allow_nan=False)
+    again = Guide.from_dict(json.loads(shown))
+    assert again.verdict() == guide.verdict()
+    assert json.dumps(again.to_dict(), allow_nan=False) == shown
 
 
 @pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"strength": -1.0}])

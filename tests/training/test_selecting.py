@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,16 @@ def test_the_verdict_says_when_it_is_close():
     assert "within one standard error" in near.verdict()
     far = Selection(choices=(choice("instant", 0.8), choice("adapter", 0.5)), metric="accuracy")
     assert "beyond one standard error" in far.verdict()
+
+
+def test_a_selection_of_one_fold_without_losses_is_json():
+    one = _choice("instant", None, [[{"acc": 0.5}]], "acc")
+    assert np.isnan([one.error, one.loss]).all()
+    shown = json.loads(
+        json.dumps(Selection(choices=(one,), metric="acc").to_dict(), allow_nan=False)
+    )
+    assert shown["metric"] == "acc"
+    assert shown["choices"][0] | {"score": 0.5, "error": None, "loss": None} == shown["choices"][0]
 
 
 def test_adapt_on_the_training_labels_alone(tmp_path):

@@ -22,8 +22,9 @@ def rank(
 
     Each expert is put on the frozen base alone and the rows run through it once. The loss is that
     of cross-validated regressions on what comes out (generation: of the answers). `gain` is how
-    much lower it is than without any expert, with its standard error: a gain below one or two of
-    these is noise. `weight` is where a guided mixture would start (pemt adapt --method guided).
+    much lower it is than without any expert, with its standard error; the last line names the
+    experts whose gain is more than the luck of the best of so many. `weight` is where a guided
+    mixture would start (pemt adapt --method guided).
     The two similarities compare the expert's task with the target's in the frozen base.
 
     Example: pemt experts rank experts product_reviews --shots 16
@@ -77,6 +78,5 @@ def rank(
     Console().print(table)
     for name, why in ranking.refused.items():
         print(f"{name} was left out: {why}.")
-    if not any(r.gain > 2 * r.gain_error for r in ranking.ranks):
-        print("No expert is clearly better than none on these rows (two standard errors).")
+    print(f"Better than no expert beyond noise: {', '.join(ranking.helpful) or 'none'}.")
     return 0

@@ -5,7 +5,9 @@ that; evidence -> how well each foretells rows it has not seen; guide -> the wei
 """
 
 from pemt.guide.evidence import Candidate, Evidence, gather
-from pemt.guide.guide import Guide, guide_from, guide_of
+from pemt.guide.guide import Guide, guide_from, guide_of, helpful
 from pemt.model.pemt import NONE
 
-__all__ = ["NONE", "Candidate", "Evidence", "Guide", "gather", "guide_from", "guide_of"]
+__all__ = [
+    "NONE", "Candidate", "Evidence", "Guide", "gather", "guide_from", "guide_of", "helpful",
+]  # fmt: skip

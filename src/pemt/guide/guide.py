@@ -12,6 +12,7 @@ mean "all of them".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -23,10 +24,13 @@ from pemt.guide.views import Array, View
 from pemt.methods.method import Setting
 from pemt.model.pemt import NONE
 from pemt.training.sourcing import some
+from pemt.writing import without_nan
 
 Prior = Literal["uniform", "description"]
 STRENGTH = 8.0
 """m: what the development targets settled on, see docs/concepts/guided.md."""
+NOISE = 0.05
+"""How often the best of several useless experts may pass for one that helps."""
 ROUNDS = 500
 ROWS = 512
 """Labelled rows that are looked at, at most: more would cost passes and decide nothing."""
@@ -50,7 +54,7 @@ class Guide:
         weights: by expert, `NONE` among them; they sum to 1.
         shares: the same by view, as the instant mode mixes them.
         gains: by expert: loss without any expert minus loss with it, mean over the rows, in nats.
-        errors: standard error of each gain over the rows.
+        errors: standard error of each gain over the rows; nan with one row.
         rows: how many rows it rests on.
         prior: what the weights were drawn to.
         temperature: of a description prior.
@@ -67,22 +71,25 @@ class Guide:
     refused: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; the errors of a single row are None."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Guide:
         """What `to_dict` gave."""
         shares = tuple(Share(**share) for share in values["shares"])
-        return cls(**{**values, "shares": shares})
+        errors = {n: float("nan") if e is None else e for n, e in values["errors"].items()}
+        return cls(**{**values, "shares": shares, "errors": errors})
+
+    @property
+    def helpful(self) -> list[str]:
+        """Experts that help beyond noise."""
+        return helpful(self.gains, self.errors, self.rows)
 
     def verdict(self) -> str:
         """One sentence: which experts help, or that none is needed."""
-        sure = [
-            name for name, gain in self.gains.items()
-            if gain > 2 * self.errors[name] and np.isfinite(self.errors[name])
-        ]  # fmt: skip
-        sure.sort(key=lambda name: -self.weights[name])
+        sure = sorted(self.helpful, key=lambda name: -self.weights[name])
         none = self.weights[NONE]
         if sure:
             named = ", ".join(f"{name} ({self.weights[name]:.2f})" for name in sure[:3])
@@ -172,6 +179,25 @@ def guide_from(
         shares=shares, gains=gains, errors=errors, rows=evidence.rows, prior=prior,
         temperature=temperature, refused=dict(evidence.refused),
     )  # fmt: skip
+
+
+def helpful(gains: Mapping[str, float], errors: Mapping[str, float], rows: int) -> list[str]:
+    """Experts whose gain is beyond noise, in the order given.
+
+    The more experts are looked at, the luckier the best of them. So each is tested at `NOISE`
+    divided by their number (Bonferroni), by Student's t, one-sided.
+
+    Args:
+        gains: by expert.
+        errors: standard errors over the rows, by expert.
+        rows: how many both rest on; of a single row nothing can be said.
+    """
+    from scipy import stats
+
+    if rows < 2:
+        return []
+    limit = float(stats.t.ppf(1 - NOISE / max(1, len(gains)), rows - 1))
+    return [name for name, gain in gains.items() if gain > limit * errors[name]]
 
 
 def mixture_weights(likelihoods: Array, prior: Array, strength: float) -> Array:

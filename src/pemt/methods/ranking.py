@@ -14,8 +14,9 @@ from typing import Any
 
 from pemt.errors import ConfigError
 from pemt.experts import Expert
-from pemt.guide import NONE, Evidence, gather, guide_from
+from pemt.guide import NONE, Evidence, gather, guide_from, helpful
 from pemt.methods.method import Setting
+from pemt.writing import without_nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,17 @@ class Ranking:
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without the evidence."""
-        shown = {f: getattr(self, f) for f in ("none_loss", "rows", "measure", "none_weight")}
-        return {"ranks": [asdict(r) for r in self.ranks], **shown, "refused": self.refused}
+        """Plain values, for JSON, None for what is not a number; without the evidence."""
+        listed = ("none_loss", "rows", "measure", "none_weight", "helpful", "refused")
+        shown = {name: getattr(self, name) for name in listed}
+        plain: dict[str, Any] = without_nan({"ranks": [asdict(r) for r in self.ranks], **shown})
+        return plain
+
+    @property
+    def helpful(self) -> list[str]:
+        """Names of the experts that help beyond noise, best first."""
+        gains = {r.name: r.gain for r in self.ranks}
+        return helpful(gains, {r.name: r.gain_error for r in self.ranks}, self.rows)
 
     def best(self, count: int) -> list[str]:
         """Names of the best `count` experts, best first.

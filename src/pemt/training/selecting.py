@@ -23,6 +23,7 @@ from pemt.tasks import Example, Task
 from pemt.training.evaluating import evaluate
 from pemt.training.fitting import fit, steps_of
 from pemt.training.settings import TrainSettings
+from pemt.writing import without_nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,9 @@ class Selection:
         return f"{said}; next {title}{rate} {second.score:.3f}, {near} one standard error."
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; what is not a number is None."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
 
 
 def settings_for(choice: Choice, rows: int, settings: TrainSettings) -> TrainSettings:
