@@ -46,6 +46,7 @@ PAGES = [
             ["guided-confirm", "hand=guided-hand", "--against", "ensemble"],
             ["guided-confirm", "--against", "pemt"], ["guided-confirm", "--against", "adapter"],
             ["guided-confirm", "why=guided-why", "--against", "pemt@why-without-stsb"],
+            ["guided-confirm", "why=guided-why", "--against", "pemt@why-without-tsl"],
         ],
     ),
     (

@@ -114,6 +114,14 @@ def test_one_pair_that_is_the_same_is_named(task):
     assert finding.advice.endswith("--experts a,b.")
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.1])
+def test_the_loss_that_hands_gates_to_one_expert_is_named(task, sparsity):
+    chosen = measures(gates=torch.tensor([[0.98, 0.01, 0.01]]))
+    finding = found(facts(task, measures=chosen, sparsity=sparsity))["gates-on-one"]
+    assert "--experts b,c)" in finding.advice
+    assert ("--pemt.sparsity_weight 0" in finding.advice) == (sparsity > 0)
+
+
 def test_gates_on_no_expert(task):
     chosen = measures(experts=("a", "b", "none"), gates=torch.tensor([[0.01, 0.01, 0.98]]))
     finding = found(facts(task, measures=chosen))["gates-on-one"]

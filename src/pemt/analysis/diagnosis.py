@@ -194,10 +194,17 @@ def _one_expert(facts: Facts) -> Finding | None:
         )  # fmt: skip
     others = [name for name in m.experts if name not in (who, "none")]
     listed = ",".join(others) if len(others) <= 12 else f"(all but {who})"
+    loss = (
+        " The Task Sparsity Loss favours the largest expert, sound or not: "
+        "--pemt.sparsity_weight 0 leaves it out."
+        if facts.sparsity > 0
+        else ""
+    )
     return Finding(
         name="gates-on-one", title="one expert has nearly all of the gates", severity="note",
         evidence=told, numbers={"share": share},
-        advice=f"a run without it (--experts {listed}): if that is better, {who!r} is broken.",
+        advice=f"a run without it (--experts {listed}): if that is better, {who!r} is broken."
+        + loss,
     )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ class Facts:
         mine: this method's held-out score, to set beside the rival's; None without one.
         rival: the best single expert's; None where nobody measured it.
         guided: whether the gates started from evidence.
+        sparsity: weight of the Task Sparsity Loss in training; 0 without it.
     """
 
     method: str
@@ -72,6 +73,7 @@ class Facts:
     mine: HeldOut | None = None
     rival: HeldOut | None = None
     guided: bool = False
+    sparsity: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

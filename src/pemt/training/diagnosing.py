@@ -103,6 +103,7 @@ def diagnosis_of(
             gated=is_pemt and method.trains and result.config.gate != "uniform",
             measures=measure_mixture(model, task, result.base, result.test, result.settings),
             prompt_moved=moved, guided=result.config.guide != "none",
+            sparsity=model.sparsity_weight,
             mine=of_run(task, result.method, result.fit, validation_rows, result.selection),
             rival=best_single(task, evidence, result.selection),
         )
