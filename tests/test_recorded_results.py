@@ -54,6 +54,13 @@ PAGES = [
         [["guided-shots", "guided-confirm", "--tasks", RELATED, "--against", "ensemble"]],
     ),
     (
+        "docs/concepts/guided.md", "### The four targets at chance",
+        [
+            ["guided-shots-chance", "guided-shots", "--methods", "ensemble,adapter,pemt",
+             "--shots", "8", "--against", "ensemble"],
+        ],
+    ),
+    (
         "docs/concepts/guided.md", "## Ten more useless",
         [["guided-confirm", "more=guided-useless", "--methods", "ensemble"]],
     ),
