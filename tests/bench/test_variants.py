@@ -117,6 +117,8 @@ BAD = {
     "seed": ([{"x": {"settings": {"init_seed": 1}}}], ["init_seed", "data seed"]),
     "no experts": ([{"x": {"experts": []}}], ["'x'", "name at least one"]),
     "task": ([{"x": {"descriptions": {"three": "y"}}}], ["'three'", "task of the variant"]),
+    "experts' task": ([{"x": {"experts": {"won": ["a"]}}}], ["'won'", "Did you mean: one?"]),
+    "experts' draw": ([{"x": {"experts": {"one-4": ["a"]}}}], ["'one-4'", "task or draw"]),
     "decided": ([{"x": {"pemt": {"sparsity_weight": 1.0}}}],
                 ["pemt.sparsity_weight", "'pemt-no-tsl'", "take one of them out"]),
 }  # fmt: skip
@@ -135,8 +137,22 @@ def test_a_mistake_is_pointed_at(case, tmp_path):
 def test_experts_that_are_not_there():
     one = GridVariant(name="x", experts=["c"])
     with pytest.raises(PemtError, match="'c'"):
-        one.among({"a": "1", "b": "2"}, "one-4-0")
+        one.among({"a": "1", "b": "2"}, "one", "one-4-0")
     drawn = GridVariant(name="x", experts={"one-4-0": ["b"]})
-    assert drawn.among({"a": "1", "b": "2"}, "one-4-0") == {"b": "2"}
+    assert drawn.among({"a": "1", "b": "2"}, "one", "one-4-0") == {"b": "2"}
     with pytest.raises(PemtError, match="names no experts for the draw one-4-1"):
-        drawn.among({"a": "1"}, "one-4-1")
+        drawn.among({"a": "1"}, "one", "one-4-1")
+
+
+def test_experts_by_task_and_by_draw(folder):
+    """A draw's own names go before its task's."""
+    both = GridVariant(name="x", experts={"one": ["a"], "one-4-0": ["b"]})
+    pool = {"a": "1", "b": "2"}
+    assert both.among(pool, "one", "one-4-0") == {"b": "2"}
+    assert both.among(pool, "one", "one-8-1") == {"a": "1"}
+    with pytest.raises(PemtError, match="names no experts for the draw two-4-0"):
+        both.among(pool, "two", "two-4-0")
+    own = {"own": {"experts": {"one": ["b"], "one-4-1": ["a"]}}}
+    path = places.grid(folder, methods=["pemt"], data_seeds=2, variants=[own])
+    cells = {c.data_seed: c for c in go(path).cells}
+    assert {seed: list(c.gates) for seed, c in cells.items()} == {0: ["b"], 1: ["a"]}

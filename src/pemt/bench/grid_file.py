@@ -98,8 +98,8 @@ def _variants(given: Located) -> list[GridVariant]:
 
 
 def _varied_experts(given: Located) -> Any:
-    if isinstance(given.value, dict):  # by draw
-        return {draw: _experts(names) for draw, names in given.value.items()}
+    if isinstance(given.value, dict):  # by task or draw
+        return {key: _experts(names) for key, names in given.value.items()}
     return _experts(given)
 
 

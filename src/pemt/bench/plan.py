@@ -199,8 +199,10 @@ def make_plan(
             names: dict[str, str] = {}
             asked = None
             if m.method.library != "none":
-                draw = draw_name(target.task.name, shots, seed)
-                names = variant.among(experts[m.method.library], draw)
+                names = variant.among(
+                    experts[m.method.library], target.task.name,
+                    draw_name(target.task.name, shots, seed),
+                )  # fmt: skip
                 asked = variant.experts or grid.experts_of(m.method.library)
             job = Job(
                 task=variant.told(target.task), method=m.name, variant=variant.name, shots=shots,

@@ -17,6 +17,8 @@ from pemt.tasks import Task
 
 Experts = Sequence[str] | str | Mapping[str, Sequence[str]] | None
 
+_DRAW = re.compile(r"(.+)-(?:full|\d+)-\d+")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GridVariant:
@@ -26,8 +28,8 @@ class GridVariant:
         name: a part of the names of folders; "" is the grid itself.
         pemt: fields of `PemtConfig`.
         settings: fields of `TrainSettings`.
-        experts: some of the grid's, in the order of gate columns; "auto:4"; or draw ("rte-16-0":
-            task, shots, data seed) -> names.
+        experts: some of the grid's, in the order of gate columns; "auto:4"; or task ("rte") or draw
+            ("rte-16-0": task, shots, data seed) -> names, a draw's before its task's.
         descriptions: task -> the description that makes its prompt.
 
     Raises:
@@ -71,21 +73,22 @@ class GridVariant:
             return task
         return replace(task, description=self.descriptions[task.name])
 
-    def among(self, pool: dict[str, str], draw: str) -> dict[str, str]:
+    def among(self, pool: dict[str, str], task: str, draw: str) -> dict[str, str]:
         """Of the grid's experts (name -> content hash) those of this variant, in its order.
 
         Raises:
             UnknownNameError: an expert that the grid does not have.
-            ConfigError: nothing is said for this draw.
+            ConfigError: nothing is said for this draw, nor for its task.
         """
         names = self.experts
         if isinstance(names, Mapping):
-            if draw not in names:
+            said = draw if draw in names else task
+            if said not in names:
                 raise ConfigError(
                     f"The variant {self.name!r} names no experts for the draw {draw}",
                     f"it names them for {', '.join(names)}",
                 )
-            names = names[draw]
+            names = names[said]
         if names is None or isinstance(names, str):
             return pool
         for name in names:
@@ -101,12 +104,18 @@ class GridVariant:
             changes: method -> the fields of `PemtConfig` that it decides itself.
 
         Raises:
-            ConfigError: a field that a method decides.
-            UnknownNameError: a description of a task that the grid does not have.
+            ConfigError: a field that a method decides, or experts for what is no draw.
+            UnknownNameError: a description or experts of a task that the grid does not have.
         """
         for task in self.descriptions:
             if task not in tasks:
                 raise UnknownNameError(f"task of the variant {self.name!r}", task, tasks)
+        for key in self.experts if isinstance(self.experts, Mapping) else ():
+            drawn = _DRAW.fullmatch(key)
+            if key not in tasks and (drawn is None or drawn[1] not in tasks):
+                raise UnknownNameError(
+                    f"task or draw of the experts of the variant {self.name!r}", key, tasks
+                )
         for method, own in changes.items():
             for key in self.pemt:
                 if key in own:

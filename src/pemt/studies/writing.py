@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pemt.studies.findings import SCORE, Findings
 from pemt.studies.kinds import KINDS
 from pemt.studies.measures import MEASURES
 from pemt.studies.study import Point
-from pemt.writing import write_named
+from pemt.writing import without_nan, write_named
 
 FIELDS = (
     "study", "shots", "arm", "title", "line", "x", "task", "measure", "n", "mean", "deviation",
@@ -184,7 +183,7 @@ def everything(findings: Findings, folder: OutputFolder) -> dict[str, Any]:
             {
                 "cell": c.name, "arm": c.arm, "task": c.task, "shots": c.shots,
                 "data_seed": c.data_seed, "metric": c.score,
-                "metrics": {name: _finite(value) for name, value in c.metrics.items()},
+                "metrics": without_nan(c.metrics),
                 "gates": c.gates, "gates_by_layer": c.gates_by_layer,
                 "gate_spread": c.gate_spread, "train_seconds": c.train_seconds,
                 "seconds": c.seconds, "peak_memory": c.peak_memory, "trained": c.trained,
@@ -205,7 +204,7 @@ def _paired(kinds: dict[str, list[Difference]], arm: str, task: str | None) -> d
         for d in differences:
             if d.method == arm and d.task == task and d.summary is not None:
                 paired |= {
-                    "against": d.against, "difference": _finite(100 * d.summary.mean),
+                    "against": d.against, "difference": without_nan(100 * d.summary.mean),
                     "wins": d.wins, "ties": d.ties, "losses": d.losses,
                 }  # fmt: skip
                 if d.interval is not None:
@@ -215,12 +214,8 @@ def _paired(kinds: dict[str, list[Difference]], arm: str, task: str | None) -> d
 
 
 def _told(s: Summary, factor: float) -> dict[str, Any]:
-    return {"n": s.n, "mean": _finite(factor * s.mean),
-            "deviation": _finite(factor * s.deviation) if s.n > 1 else None}  # fmt: skip
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"n": s.n, "mean": without_nan(factor * s.mean),
+            "deviation": without_nan(factor * s.deviation) if s.n > 1 else None}  # fmt: skip
 
 
 def _ends(found: Difference | None) -> str:
