@@ -177,6 +177,25 @@ def test_a_probe_of_unseen_classes_and_of_one(tmp_path):
     assert (alone_.scores(values).argmax(1) == 1).all()
 
 
+@pytest.mark.parametrize("counts", [[1, 1], [3, 1], [1, 1, 1, 0], [2, 1, 5, 0]])
+def test_a_class_that_a_fold_lacks_is_unlikely_and_not_impossible(tmp_path, counts):
+    """Nothing fitted can know it: it has the share of a class not seen among n rows."""
+    given = setting(tmp_path)
+    task = replace(given.task, labels=tuple("abcd"[: len(counts)]), label_values={})
+    truth = np.repeat(np.arange(len(counts)), counts)
+    rows = [replace(e, label=int(t)) for e, t in zip(given.train, truth, strict=False)]
+    values = np.random.default_rng(0).normal(size=(len(rows), 5))
+    folds = folds_of(task, rows)
+    said = np.exp(held_out(values, truth, folds, 0.3, len(counts)))
+    np.testing.assert_allclose(said.sum(1), 1)
+    alone_in_class = np.flatnonzero(np.bincount(truth)[truth] == 1)
+    for row in alone_in_class:
+        shares = [1 / (len(i) + len(counts)) for i, o in folds if row in o]
+        assert said[row, truth[row]] == pytest.approx(np.mean(shares))
+    for k in np.flatnonzero(np.array(counts) == 0):
+        assert said[:, k].max() < 1e-5, "a class without any row stays at the floor"
+
+
 # -- weights -------------------------------------------------------------------------------------
 
 
@@ -292,6 +311,16 @@ def test_few_rows_are_still_judged(tmp_path, labels):
     assert sum(guide.weights.values()) == pytest.approx(1)
     assert max(guide.weights.values()) < 0.6
     assert guide.rows == len(labels)
+    assert guide.helpful == []
+
+
+def test_one_row_a_label_does_not_speak_for_who_needs_no_fit(tmp_path):
+    """No fit can foretell a class it has not seen; that is no merit of an expert that fits none."""
+    given = setting(tmp_path)
+    evidence = gather(replace(given, train=rows_of(given, [0, 1])), experts(given.base))
+    fitted = [c for c in evidence.candidates if c.view != "named"]
+    assert fitted[0].losses == pytest.approx(np.log(3))
+    assert all(c.loss < 2 for c in fitted)
 
 
 @pytest.mark.parametrize("labels", [[], [1], [1, 1, 1]])

@@ -89,8 +89,8 @@ def folds_of(
 ) -> list[Fold]:
     """(training, held-out) row numbers, repeated; the same for every expert, so losses compare.
 
-    Every row is held out once in each repeat. A class of one row is in the held-out part alone
-    once, and then has no chance there: its loss says so.
+    Every row is held out once in each repeat. A class of one row is held out where no other row
+    of it was fitted: `held_out` says what it gets there.
 
     Args:
         task: its labels keep their shares in every fold, as far as they can.
@@ -147,6 +147,10 @@ def held_out(
 ) -> Array:
     """What probes say of rows they were not fitted on, over the repeats.
 
+    A class of `truth` that none of the n fitted rows of a fold has gets 1 / (n + C) there, the rule
+    of succession. No fit can foretell it: the floor would count that against every expert that
+    needs a fit, and for those that answer without one.
+
     Returns:
         Log-probabilities `[N, C]` (of the mean probability), or mean scores `[N, 1]`.
     """
@@ -155,7 +159,15 @@ def held_out(
     for inside, outside in folds:
         probe = fit_probe(values[inside], truth[inside], strength, classes)
         said = probe.scores(values[outside])
-        total[outside] += said if classes is None else np.exp(log_probabilities(said))
+        if classes is not None:
+            said = np.exp(log_probabilities(said))
+            absent = np.setdiff1d(truth, truth[inside]).astype(int)
+            if len(absent):
+                share = 1 / (len(inside) + classes)
+                said[:, absent] = 0.0
+                said *= (1 - len(absent) * share) / said.sum(1, keepdims=True)
+                said[:, absent] = share
+        total[outside] += said
         seen[outside] += 1
     mean: Array = total / seen[:, None]
     return mean if classes is None else np.log(mean)
