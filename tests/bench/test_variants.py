@@ -10,6 +10,7 @@ from pemt.bench.asked import read_asked
 from pemt.bench.comparison import compared
 from pemt.bench.difference import differences
 from pemt.bench.grid import Grid
+from pemt.bench.plan import make_plan
 from pemt.bench.results import read_results
 from pemt.bench.variant import GridVariant
 from pemt.cli import main
@@ -115,10 +116,15 @@ BAD = {
     "pemt key": ([{"x": {"pemt": {"taus": 1}}}], ["'taus'", "Did you mean: tau?"]),
     "pemt value": ([{"x": {"pemt": {"tau": 0}}}], ["tau=0"]),
     "seed": ([{"x": {"settings": {"init_seed": 1}}}], ["init_seed", "data seed"]),
-    "no experts": ([{"x": {"experts": []}}], ["'x'", "name at least one"]),
+    "no experts": ([{"x": {"experts": []}}], ["grid.yaml", "name at least one"]),
     "task": ([{"x": {"descriptions": {"three": "y"}}}], ["'three'", "task of the variant"]),
     "experts' task": ([{"x": {"experts": {"won": ["a"]}}}], ["'won'", "Did you mean: one?"]),
     "experts' draw": ([{"x": {"experts": {"one-4": ["a"]}}}], ["'one-4'", "task or draw"]),
+    "no such draw": ([{"x": {"experts": {"one": ["a"], "one-4-00": ["b"]}}}], ["'one-4-00'"]),
+    "experts of none": ([{"x": {"experts": {}}}], ["'x'", "for no task"]),
+    "experts of libraries": ([{"x": {"experts": {"one": {"experts": ["a"]}}}}], ["a text"]),
+    "best": ([{"x": {"experts": "best:4"}}], ["grid.yaml", "'best:4'", "auto:4"]),
+    "best of a task": ([{"x": {"experts": {"one": "auto:0"}}}], ["grid.yaml", "'auto:0'"]),
     "decided": ([{"x": {"pemt": {"sparsity_weight": 1.0}}}],
                 ["pemt.sparsity_weight", "'pemt-no-tsl'", "take one of them out"]),
 }  # fmt: skip
@@ -141,7 +147,7 @@ def test_experts_that_are_not_there():
     drawn = GridVariant(name="x", experts={"one-4-0": ["b"]})
     assert drawn.among({"a": "1", "b": "2"}, "one", "one-4-0") == {"b": "2"}
     with pytest.raises(PemtError, match="names no experts for the draw one-4-1"):
-        drawn.among({"a": "1"}, "one", "one-4-1")
+        drawn.among({"b": "2"}, "one", "one-4-1")
 
 
 def test_experts_by_task_and_by_draw(folder):
@@ -156,3 +162,54 @@ def test_experts_by_task_and_by_draw(folder):
     path = places.grid(folder, methods=["pemt"], data_seeds=2, variants=[own])
     cells = {c.data_seed: c for c in go(path).cells}
     assert {seed: list(c.gates) for seed, c in cells.items()} == {0: ["b"], 1: ["a"]}
+
+
+def planned(path, **given):
+    base = tiny.loaded("bert")
+    return make_plan(Grid.from_file(path), base, **given).jobs
+
+
+def test_what_a_draw_is_told_is_what_the_grid_could_say(folder):
+    """Names, "auto:1" or null, of a draw, a task or the grid: one key for what is the same."""
+
+    def key(**changes):
+        (job,) = planned(places.grid(folder, methods=["pemt"], data_seeds=1, **changes))
+        return job.key, list(job.experts), job.auto
+
+    for said in (["b"], "auto:1", None):
+        for told in ({"one": said}, {"one": ["a"], "one-4-0": said}):
+            assert key(variants=[{"x": {"experts": told}}]) == key(experts=said)
+    of_grid = key(experts="auto:1", variants=[{"x": {"experts": {"one": None}}}])
+    assert of_grid == key(experts="auto:1")
+
+
+def test_a_cluster_is_sent_what_any_cell_takes(folder):
+    """Not the experts of the last cell alone."""
+    given = {"tasks": [str(folder / "one.yaml"), str(folder / "two.yaml")], "data_seeds": 1}
+    told = {"x": {"experts": {"one": ["a", "b"], "two": ["b"]}}}
+    path = places.grid(folder, methods=["pemt", "adapter"], variants=[told], **given)
+    plan = make_plan(Grid.from_file(path), tiny.loaded("bert"))
+    assert plan.jobs[-2].method == "pemt"
+    assert list(plan.jobs[-2].experts) == ["b"]
+    assert {kind: sorted(names) for kind, names in plan.experts().items()} == {
+        "experts": ["a", "b"]
+    }
+
+
+def test_shared_prompts_stay_together_in_a_variant(folder, monkeypatch):
+    pool = {"a": "1", "b": "2"}
+    monkeypatch.setattr("pemt.bench.plan._experts", lambda grid, kind, base: pool)
+    given = {"methods": ["mpt"], "libraries": {"shared-prompts": "there"}, "data_seeds": 1}
+    (plain,) = planned(places.grid(folder, **given, experts=["a"]))
+    for said in (["a"], "auto:1", {"one": ["a"]}):
+        (job,) = planned(places.grid(folder, **given, variants=[{"x": {"experts": said}}]))
+        assert (list(job.experts), job.auto, job.key) == (["a", "b"], None, plain.key)
+
+
+@pytest.mark.parametrize("experts", [
+    {"one": ["a"], "one-8-0": ["zz"]}, {"one": "auto:3"}, "auto:99",
+])  # fmt: skip
+def test_experts_that_no_cell_could_have_are_refused_before_any_runs(folder, experts):
+    path = places.grid(folder, methods=["pemt"], variants=[{"x": {"experts": experts}}])
+    with pytest.raises(PemtError, match=r"'zz'|The best \d+ of 2 experts"):
+        planned(path)

@@ -19,6 +19,8 @@ from pemt.tasks.fewshot import Validation
 from pemt.training.settings import TrainSettings
 
 LIBRARIES: tuple[Library, ...] = ("experts", "bottleneck", "prompts", "shared-prompts")
+TOGETHER: Library = "shared-prompts"
+"""Whose members were tuned together: nobody takes some of them by naming experts for all."""
 FIXED = {
     "learning_rate": "write learning_rates: [...] instead; one is picked on validation",
     "init_seed": "every cell uses its data seed for initialisation and order too",
@@ -143,10 +145,10 @@ class Grid:
             self, "methods",
             tuple(GridMethod(name=m) if isinstance(m, str) else m for m in self.methods),
         )  # fmt: skip
-        _each_once("tasks", [t.task.name for t in self.targets])
-        _each_once("methods", [m.name for m in self.chosen])
-        _each_once("shots", self.shots)
-        _each_once("data_seeds", self.data_seeds)
+        each_once("tasks", [t.task.name for t in self.targets])
+        each_once("methods", [m.name for m in self.chosen])
+        each_once("shots", self.shots)
+        each_once("data_seeds", self.data_seeds)
         for shots in self.shots:
             at_least_one("shots", shots)
         if min(self.data_seeds) < 0:
@@ -161,7 +163,7 @@ class Grid:
                     "`pemt train-source --help` says how to train one",
                 )
         if self.variants:
-            _each_once("variants", [v.name for v in self.variants])
+            each_once("variants", [v.name for v in self.variants])
         for v in self.variants:
             if not v.name:
                 raise ConfigError("A variant without a name", "give it one")
@@ -206,7 +208,7 @@ class Grid:
         """Which experts of one library a method gets; None is all."""
         if isinstance(self.experts, dict):
             return self.experts.get(library)
-        return None if library == "shared-prompts" else self.experts
+        return None if library == TOGETHER else self.experts
 
     def settings_of(
         self, target: GridTask, method: GridMethod, data_seed: int, variant: GridVariant = PLAIN
@@ -261,7 +263,8 @@ def as_task(given: GridTask | Task | str) -> GridTask:
     return GridTask(task=given)
 
 
-def _each_once(name: str, values: Sequence[Any]) -> None:
+def each_once(name: str, values: Sequence[Any]) -> None:
+    """Refuse no values, and one that stands there twice."""
     if not values or len(set(values)) != len(values):
         raise ConfigError(f"{name}: {list(values)}", "name at least one, and each once")
 

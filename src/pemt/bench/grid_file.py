@@ -14,6 +14,7 @@ from pemt.bench.grid import (
     as_task,
     at_least_one,
     check_rates,
+    each_once,
 )  # fmt: skip
 from pemt.bench.located import Located
 from pemt.bench.variant import GridVariant
@@ -22,6 +23,7 @@ from pemt.methods import METHODS
 from pemt.model.config import PemtConfig
 from pemt.tasks import task_names
 from pemt.tasks.fewshot import Validation
+from pemt.training.choosing import best_of
 from pemt.training.settings import TrainSettings
 
 
@@ -99,8 +101,8 @@ def _variants(given: Located) -> list[GridVariant]:
 
 def _varied_experts(given: Located) -> Any:
     if isinstance(given.value, dict):  # by task or draw
-        return {key: _experts(names) for key, names in given.value.items()}
-    return _experts(given)
+        return {key: _named(names) for key, names in given.value.items()}
+    return _named(given)
 
 
 def _overrides(given: Located) -> dict[str, Any]:
@@ -134,10 +136,20 @@ def _libraries(given: Located) -> dict[str, str]:
 
 def _experts(given: Located) -> Any:
     if isinstance(given.value, dict):
-        return {k: _experts(v) for k, v in given.mapping(LIBRARIES, "experts").items()}
-    if given.value is None or isinstance(given.value, str):
-        return given.value if given.value is None or ":" in given.value else [given.value]
-    return [name.of(str, "experts") for name in given.items()]
+        return {k: _named(v) for k, v in given.mapping(LIBRARIES, "experts").items()}
+    return _named(given)
+
+
+def _named(given: Located) -> Any:
+    """A list of names, "auto:4", or None for all."""
+    if given.value is None:
+        return None
+    if isinstance(given.value, str) and ":" in given.value:
+        placed(given.where, best_of, given.value)
+        return given.value
+    names = [name.of(str, "experts") for name in given.items()]
+    placed(given.where, each_once, "experts", names)
+    return names
 
 
 def _seeds(given: Located) -> list[int]:

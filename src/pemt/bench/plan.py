@@ -13,14 +13,15 @@ from typing import Any
 from pemt.backbones import fingerprint
 from pemt.bases import Base
 from pemt.bench.cell import arm_of
-from pemt.bench.grid import Grid, GridMethod, GridTask
+from pemt.bench.grid import TOGETHER, Grid, GridMethod, GridTask
+from pemt.bench.variant import GridVariant
 from pemt.errors import ConfigError, PemtError, UnknownNameError
 from pemt.experts import ExpertLibrary
 from pemt.model.config import PemtConfig
 from pemt.tasks import Example, FewShot, Splits, Task, draw, load_splits
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
 from pemt.tasks.fewshot import Validation
-from pemt.training.choosing import check_experts
+from pemt.training.choosing import best_of, check_experts
 from pemt.training.settings import TrainSettings
 from pemt.training.sourcing import outputs_of, some
 
@@ -142,6 +143,13 @@ class Plan:
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
 
+    def experts(self) -> dict[str, list[str]]:
+        """Library -> the names that any of its jobs takes: variants and draws have their own."""
+        found: dict[str, dict[str, str]] = {}
+        for job in self.jobs:
+            found.setdefault(job.library, {}).update(job.experts)
+        return {kind: list(names) for kind, names in found.items() if names}
+
 
 def make_plan(
     grid: Grid,
@@ -182,7 +190,7 @@ def make_plan(
                 defined.setdefault(target.task.name, []).append(m)
             else:
                 plan.refused[target.task.name, m.name] = reason
-    experts = {
+    experts: dict[str, dict[str, str]] = {
         kind: _experts(grid, kind, base)
         for kind in sorted({m.method.library for own in defined.values() for m in own} - {"none"})
     }
@@ -196,14 +204,7 @@ def make_plan(
         mine = defined.get(target.task.name, []) if target in targets else []
         for m, variant in product(mine, grid.varied):
             found = drawn[target.task.name, shots, seed]
-            names: dict[str, str] = {}
-            asked = None
-            if m.method.library != "none":
-                names = variant.among(
-                    experts[m.method.library], target.task.name,
-                    draw_name(target.task.name, shots, seed),
-                )  # fmt: skip
-                asked = variant.experts or grid.experts_of(m.method.library)
+            names, asked = _chosen(grid, m, variant, experts, target.task.name, shots, seed)
             job = Job(
                 task=variant.told(target.task), method=m.name, variant=variant.name, shots=shots,
                 data_seed=seed, score=target.score, validation=target.validation,
@@ -211,7 +212,7 @@ def make_plan(
                 settings=grid.settings_of(target, m, seed, variant),
                 rates=grid.rates_of(m, family) if m.method.trains else (),
                 pemt=m.method.configured(variant.configured(grid.pemt)), library=m.method.library,
-                experts=names, auto=asked if isinstance(asked, str) else None,
+                experts=names, auto=asked,
                 problem=found.problem,
             )  # fmt: skip
             plan.jobs.append(replace(job, key=_key(plan.base, job, found)))
@@ -303,6 +304,34 @@ def _experts(grid: Grid, kind: str, base: Base) -> dict[str, str]:
     asked = grid.experts_of(kind)
     names = None if isinstance(asked, str) else asked
     return {n: library.info(n).content_hash for n in check_experts(base, library, names)}
+
+
+def _chosen(
+    grid: Grid, m: GridMethod, variant: GridVariant, experts: dict[str, dict[str, str]], task: str,
+    shots: int | None, seed: int,
+) -> tuple[dict[str, str], str | None]:  # fmt: skip
+    """The experts of a cell (name -> content hash), and "auto:4" where they are yet to be picked.
+
+    Raises:
+        ConfigError: more are to be picked than there are, or nothing is said of this draw.
+        UnknownNameError: an expert that the grid does not have.
+    """
+    kind = m.method.library
+    if kind == "none":
+        return {}, None
+    names, asked = experts[kind], None
+    if kind != TOGETHER:
+        draw = draw_name(task, shots, seed)
+        names, asked = variant.among(names, task, draw), variant.asked(task, draw)
+    asked = grid.experts_of(kind) if asked is None else asked
+    if not isinstance(asked, str):
+        return names, None
+    if best_of(asked) > len(names):
+        raise ConfigError(
+            f"The best {best_of(asked)} of {len(names)} experts ({asked!r})",
+            f"known: {', '.join(names)}",
+        )
+    return names, asked
 
 
 def _key(base: BaseIdentity, job: Job, drawn: _Drawn) -> str:

@@ -165,13 +165,12 @@ class GridRun:
         if self._cluster is not None:
             from pemt.bench.cluster import Cluster
 
-            names = {job.library: list(job.experts) for job in plan.jobs if job.experts}
             cpus = self._cell_cpus
             if cpus is None:
                 local = self._cluster == "local" and self._workers is not None
                 cpus = max(1, cores() // (self._workers or 1)) if local else 1
             return Cluster(
-                self._cluster, self._workers, place, self.folder, self._work, experts=names,
+                self._cluster, self._workers, place, self.folder, self._work, experts=plan.experts(),
                 cpus=cpus, gpus=self._cell_gpus,
             )  # fmt: skip
         if self._workers == 1:

@@ -15,9 +15,10 @@ from pemt.errors import ConfigError, UnknownNameError
 from pemt.model.config import PemtConfig
 from pemt.tasks import Task
 
-Experts = Sequence[str] | str | Mapping[str, Sequence[str]] | None
+Named = Sequence[str] | str | None
+Experts = Named | Mapping[str, Named]
 
-_DRAW = re.compile(r"(.+)-(?:full|\d+)-\d+")
+_DRAW = re.compile(r"(.+)-(?:full|[1-9]\d*)-(?:0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class GridVariant:
         pemt: fields of `PemtConfig`.
         settings: fields of `TrainSettings`.
         experts: some of the grid's, in the order of gate columns; "auto:4"; or task ("rte") or draw
-            ("rte-16-0": task, shots, data seed) -> names, a draw's before its task's.
+            ("rte-16-0": task, shots, data seed) -> either, a draw's before its task's. None is the
+            grid's. Shared prompts, tuned together, are never some of them.
         descriptions: task -> the description that makes its prompt.
 
     Raises:
@@ -53,15 +55,22 @@ class GridVariant:
         for key in self.pemt:
             if key not in known:
                 raise UnknownNameError(f"pemt key of the variant {self.name!r}", key, known)
-        lists = self.experts.values() if isinstance(self.experts, Mapping) else [self.experts]
-        for names in lists:
-            if names is None or isinstance(names, str):
-                continue
+        if self.experts == {}:
+            raise ConfigError(
+                f"The variant {self.name!r} names experts for no task",
+                "name them, or leave out the key",
+            )
+        for names in self._lists():
             if not names or len(set(names)) != len(names):
                 raise ConfigError(
                     f"The experts of the variant {self.name!r}: {list(names)}",
                     "name at least one, and each once",
                 )
+
+    def _lists(self) -> list[Sequence[str]]:
+        """Every list of names."""
+        own = self.experts.values() if isinstance(self.experts, Mapping) else [self.experts]
+        return [names for names in own if names is not None and not isinstance(names, str)]
 
     def configured(self, config: PemtConfig) -> PemtConfig:
         """PEMT's options in this variant."""
@@ -73,27 +82,35 @@ class GridVariant:
             return task
         return replace(task, description=self.descriptions[task.name])
 
+    def asked(self, task: str, draw: str) -> Named:
+        """What is said of the experts of one draw; None is the grid's.
+
+        Raises:
+            ConfigError: the variant says it by task or draw, and nothing of this one.
+        """
+        if not isinstance(self.experts, Mapping):
+            return self.experts
+        said = draw if draw in self.experts else task
+        if said not in self.experts:
+            raise ConfigError(
+                f"The variant {self.name!r} names no experts for the draw {draw}",
+                f"it names them for {', '.join(self.experts)}",
+            )
+        return self.experts[said]
+
     def among(self, pool: dict[str, str], task: str, draw: str) -> dict[str, str]:
         """Of the grid's experts (name -> content hash) those of this variant, in its order.
 
         Raises:
-            UnknownNameError: an expert that the grid does not have.
+            UnknownNameError: an expert that the grid does not have, here or for another draw.
             ConfigError: nothing is said for this draw, nor for its task.
         """
-        names = self.experts
-        if isinstance(names, Mapping):
-            said = draw if draw in names else task
-            if said not in names:
-                raise ConfigError(
-                    f"The variant {self.name!r} names no experts for the draw {draw}",
-                    f"it names them for {', '.join(names)}",
-                )
-            names = names[said]
-        if names is None or isinstance(names, str):
-            return pool
-        for name in names:
+        for name in (name for names in self._lists() for name in names):
             if name not in pool:
                 raise UnknownNameError(f"expert of the variant {self.name!r}", name, pool)
+        names = self.asked(task, draw)
+        if names is None or isinstance(names, str):
+            return pool
         return {name: pool[name] for name in names}
 
     def check(self, tasks: Collection[str], changes: Mapping[str, dict[str, Any]]) -> None:
@@ -129,13 +146,17 @@ class GridVariant:
         """Plain values, for JSON."""
         experts: Any = self.experts
         if isinstance(experts, Mapping):
-            experts = {draw: list(names) for draw, names in experts.items()}
-        elif experts is not None and not isinstance(experts, str):
-            experts = list(experts)
+            experts = {key: _plain(names) for key, names in experts.items()}
+        else:
+            experts = _plain(experts)
         return {
             "name": self.name, "pemt": dict(self.pemt), "settings": dict(self.settings),
             "experts": experts, "descriptions": dict(self.descriptions),
         }  # fmt: skip
+
+
+def _plain(names: Any) -> Any:
+    return names if names is None or isinstance(names, str) else list(names)
 
 
 PLAIN = GridVariant()

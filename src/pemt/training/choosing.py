@@ -118,8 +118,18 @@ def best_experts(
     Raises:
         ConfigError: not of the form "auto:N", or N is more than there are.
     """
-    word, _, count = asked.partition(":")
-    if word != "auto" or not count.isdecimal():
-        raise ConfigError(f"experts={asked!r}", "give names, or auto:4 for the four that rank best")
+    count = best_of(asked)
     ranking = ranked(base, task, experts, rows, max_source_length=max_source_length)
-    return ranking.best(int(count)), ranking
+    return ranking.best(count), ranking
+
+
+def best_of(asked: str) -> int:
+    """The 4 of "auto:4".
+
+    Raises:
+        ConfigError: another form, or 0.
+    """
+    word, _, count = asked.partition(":")
+    if word != "auto" or not count.isdecimal() or not int(count):
+        raise ConfigError(f"experts={asked!r}", "give names, or auto:4 for the four that rank best")
+    return int(count)
