@@ -170,8 +170,8 @@ class GridRun:
                 local = self._cluster == "local" and self._workers is not None
                 cpus = max(1, cores() // (self._workers or 1)) if local else 1
             return Cluster(
-                self._cluster, self._workers, place, self.folder, self._work, experts=plan.experts(),
-                cpus=cpus, gpus=self._cell_gpus,
+                self._cluster, self._workers, place, self.folder, self._work,
+                experts=plan.experts(), cpus=cpus, gpus=self._cell_gpus,
             )  # fmt: skip
         if self._workers == 1:
             place.threads = self._cell_cpus
