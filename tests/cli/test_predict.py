@@ -85,6 +85,16 @@ def test_every_format_gives_what_single_texts_give(place, tmp_path, capsys, monk
     assert printed == [a["answer"] for a in answers]
 
 
+def test_places_for_answers(place, tmp_path, capsys):
+    """A folder that is not there is made; a place that cannot be one is said."""
+    rows = write(tmp_path / "rows.jsonl", [{"text": t} for t in texts(3)])
+    run(capsys, place / "first", "--input", rows, "--output", tmp_path / "new" / "far" / "a.jsonl")
+    assert len((tmp_path / "new" / "far" / "a.jsonl").read_text().splitlines()) == 3
+    for bad, said in ((tmp_path / "new", "is a folder"), (rows / "a.jsonl", "cannot be written")):
+        error = run(capsys, place / "first", "--input", rows, "--output", bad, code=1).err
+        assert f"{bad} {said}" in error
+
+
 @pytest.mark.parametrize(
     ("bad", "said"),
     [

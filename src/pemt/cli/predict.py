@@ -153,10 +153,27 @@ def _line(answer: Answer) -> str:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Callable[[str], int]]:
-    """Write lines to a file that is there whole, or not at all if anything goes wrong."""
+    """Write lines to a file that is there whole, or not at all if anything goes wrong.
+
+    Its folder is made.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    from pemt.errors import ConfigError
+
     temporary = path.with_name(f".{path.name}.part")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder", "give a file, perhaps in it")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror})", "give another file"
+        ) from error
+    try:
+        with file:
             yield file.write
         temporary.replace(path)
     finally:

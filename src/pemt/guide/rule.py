@@ -39,8 +39,10 @@ def is_few(rows: int) -> bool:
 
 
 def takes_probes(task: Task, family: Family) -> bool:
-    """Whether probes can be fitted for the task: its answers are labels, or a head's scores."""
-    return task.kind == "classification" or (task.kind == "regression" and family == "encoder-only")
+    """Whether probes can be fitted for the task: its answers are labels, or of a head."""
+    if family == "encoder-only":
+        return task.kind in ("classification", "regression")
+    return task.kind == "classification" and not task.option_columns
 
 
 def choice_of(guide: Guide | None, rows: int, *, probes: bool = True) -> Choice:

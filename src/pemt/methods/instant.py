@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pemt.errors import ConfigError
 from pemt.guide import NONE, Evidence, Guide, guide_of
 from pemt.guide.guide import Share
 from pemt.guide.instant import Instant, InstantModel, Part, best_sharpness
@@ -19,12 +20,20 @@ from pemt.guide.probes import STRENGTHS, fit_probe
 from pemt.guide.views import Viewer
 from pemt.methods.method import Setting
 from pemt.methods.pemt import build as build_pemt
-from pemt.methods.probe import require_no_written_scores
-from pemt.model import AdaptedModel
+from pemt.methods.probe import require_labels_for_probes
+from pemt.model import AdaptedModel, PemtModel
 from pemt.training.sourcing import start_prompt
 
 LEAST = 0.02
 """Shares below it are dropped: each expert costs one pass over every text."""
+
+
+class GuidedStart(PemtModel):
+    """PEMT as the guide starts it. What would train is saved as it is, as nothing else tells it."""
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(0, everything)."""
+        return 0, super().parameter_counts()[1]
 
 
 def build(setting: Setting) -> AdaptedModel:
@@ -34,8 +43,7 @@ def build(setting: Setting) -> AdaptedModel:
             setting.config, guide="evidence", target_adapter=False, train_norms=False,
             sparsity_weight=0.0, prompt_dropout=0.0,
         )  # fmt: skip
-        model = build_pemt(replace(setting, config=config))
-        return model.requires_grad_(False)
+        return build_pemt(replace(setting, config=config), GuidedStart)
     return _build(setting, blend=0.0)
 
 
@@ -45,7 +53,12 @@ def build_ensemble(setting: Setting) -> AdaptedModel:
 
 
 def _build(setting: Setting, *, blend: float) -> InstantModel:
-    require_no_written_scores(setting, "The instant mixture")
+    require_labels_for_probes(setting, "The instant mixture")
+    if not setting.config.mixture:
+        raise ConfigError(
+            "mixture=False leaves the instant mixture no expert's branches to read",
+            "leave it on, or take a method that only trains, such as pemt-no-mixture",
+        )
     guide, evidence = guide_of(setting)
     if "instant" not in setting.shared:
         setting.shared["instant"] = _fitted(setting, guide, evidence)

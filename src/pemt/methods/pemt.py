@@ -11,8 +11,8 @@ from pemt.model import PemtModel
 from pemt.training.sourcing import start_prompt
 
 
-def build(setting: Setting) -> PemtModel:
-    """Stage 2 over the setting's experts."""
+def build(setting: Setting, kind: type[PemtModel] = PemtModel) -> PemtModel:
+    """Stage 2 over the setting's experts, as this class."""
     base, task, config = setting.base, setting.task, setting.config
     weights, experts = None, list(setting.experts)
     if config.guide != "none":
@@ -23,7 +23,7 @@ def build(setting: Setting) -> PemtModel:
         experts = [e for e in experts if e.name in weights]
     prompt = start_prompt(base, task, config.prompt, seed=setting.init_seed)
     torch.manual_seed(setting.init_seed)
-    return PemtModel(
+    return kind(
         base.model,
         experts,
         config,

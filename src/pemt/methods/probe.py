@@ -73,7 +73,7 @@ class ProbeModel(AdaptedModel):
             ConfigError: scores on a base that writes its answers.
             DataError: training rows of one class.
         """
-        require_no_written_scores(setting, "A probe")
+        require_labels_for_probes(setting, "A probe")
         model = setting.bare(cls)
         with model.attaching():
             model.probe, _ = best_probe(
@@ -108,12 +108,21 @@ class ProbeModel(AdaptedModel):
         return size, sum(p.numel() for p in self.base.parameters()) + size
 
 
-def require_no_written_scores(setting: Setting, what: str) -> None:
-    """Refuse scores on a base that writes its answers: there is no head to put them into.
+def require_labels_for_probes(setting: Setting, what: str) -> None:
+    """Refuse what a base that writes its answers has no labels for a probe for.
+
+    Scores have no head to go into there; where each row has options of its own, a label is but a
+    place among them, and its words say what a probe would not see.
 
     Raises:
         ConfigError: such a task on such a base.
     """
+    if setting.task.option_columns and setting.outputs is None:
+        raise ConfigError(
+            f"{what} tells labels apart, and each row of {setting.task.name!r} has options of its "
+            "own",
+            "take pemt, guided or lora, which read the options, or an encoder-only base",
+        )
     if setting.task.kind == "regression" and setting.outputs is None:
         raise ConfigError(
             f"{what} answers {setting.task.name!r} with scores, and a "

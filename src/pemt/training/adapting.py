@@ -148,7 +148,7 @@ def adapt(
     ranking: Ranking | None = None
     shared: dict[str, Any] = {}
     if not any(one.transfers for one in methods):
-        experts = []
+        experts, names = [], None
     elif isinstance(names, str) and ":" not in names:  # no expert's name holds one
         names = [name.strip() for name in names.split(",")]
     elif isinstance(names, str):
