@@ -69,3 +69,7 @@ class ExpertError(PemtError):
 
 class TrainingError(PemtError):
     """A run that cannot go on: non-finite loss, a checkpoint of another configuration."""
+
+
+class DivergedError(TrainingError):
+    """A run whose loss is no longer a finite number: of several, the others can go on."""

@@ -13,12 +13,13 @@ from scipy.optimize import minimize
 from pemt.errors import ConfigError, DataError
 from pemt.guide import NONE, Guide, gather, guide_from, helpful
 from pemt.guide.evidence import Candidate, Evidence, losses_of
-from pemt.guide.guide import mixture_weights
+from pemt.guide.guide import ROWS, looked_at, mixture_weights
 from pemt.guide.probes import fit_probe, folds_of, held_out, truth_of
 from pemt.guide.views import alone, matched, renamed, views_of
 from pemt.methods import Setting
 from pemt.model import PemtConfig
 from pemt.tasks.encoding import label_word_ids
+from pemt.training.sourcing import some
 from tests import tiny
 
 FAMILIES = pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
@@ -270,6 +271,35 @@ def test_the_best_of_many_useless_experts_is_not_said_to_help(rows):
     assert helpful({"good": 0.5, "bad": 0.01}, {"good": 0.05, "bad": 0.05}, rows) == ["good"]
 
 
+def test_the_best_two_of_many_useless_experts_are_not_said_to_help():
+    """`auto:2` of 24: those left out were looked at too, and count."""
+    generator, said = np.random.default_rng(0), 0
+    names, draws, rows = tuple(f"e{i}" for i in range(24)), 300, 32
+    for _ in range(draws):
+        noise = generator.normal(0, 0.1, size=(24, rows))
+        losses = {NONE: np.full(rows, 0.7), **dict(zip(names, 0.7 + noise, strict=True))}
+        found = [Candidate(expert=n, view="features", losses=v) for n, v in losses.items()]
+        evidence = Evidence(
+            experts=names, candidates=tuple(found), rows=rows, kind="classification",
+            truth=np.zeros(rows), descriptions=dict.fromkeys(names), prompts=dict.fromkeys(names),
+        )  # fmt: skip
+        best = sorted(names, key=lambda name: evidence.losses(name).mean())[:2]
+        guide = guide_from(evidence.among(best))
+        assert guide.weights.keys() == {NONE, *best}
+        assert guide.judged == evidence.among(best).among(best[:1]).judged == 24
+        again = Guide.from_dict(json.loads(json.dumps(guide.to_dict())))
+        assert again.helpful == guide.helpful
+        said += "help beyond noise:" in guide.verdict()
+    assert 0.02 < said / draws < 0.08
+
+
+def test_a_guide_saved_before_counts_its_experts():
+    guide = guide_from(made(none=0.9, a=0.3, b=0.9))
+    before = {k: v for k, v in guide.to_dict().items() if k != "judged"}
+    assert Guide.from_dict(before) == guide
+    assert guide.judged == 2
+
+
 def test_a_guide_of_one_row_is_json():
     """One row has no standard error, and JSON no nan."""
     guide = guide_from(made(rows=1, none=0.7, a=0.5))
@@ -300,6 +330,111 @@ def test_useless_experts_leave_the_good_one_most_of_the_weight():
 def rows_of(given, labels):
     pools = {k: [e for e in given.train if e.label == k] for k in (0, 1)}
     return [pools[label].pop() for label in labels]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_answers_that_are_not_finite_refuse_their_expert(tmp_path, name, value):
+    """Its features are as good as any: it is a head, or words, that nothing can be fitted on."""
+    given = setting(tmp_path, name)
+    good, bad = experts(given.base)
+    if name == "bert":
+        bad = replace(bad, head={**bad.head, "weight": torch.full((2, 32), value)})
+    else:
+        layer = replace(bad.layers[-1], B=torch.full_like(bad.layers[-1].B, value))
+        bad = replace(bad, layers=(*bad.layers[:-1], layer))
+    evidence = gather(given, [good, bad])
+    assert evidence.experts == ("a",)
+    assert "Expert 'b' gives values that are not finite" in evidence.refused["b"]
+    with alone(given, bad) as model, pytest.raises(DataError, match=r"'b'.*not finite"):
+        views_of(model, given, bad, given.train)
+
+
+def test_every_view_is_checked(tmp_path, monkeypatch):
+    given = setting(tmp_path, "llama")
+    bad = worded(tiny.expert(given.base.model, "a", seed=1), (tiny.GOOD[1], tiny.BAD[1]))
+    with alone(given, bad) as model:
+        real = model.score_and_read
+        for column in (0, 2):  # of its own words, of the target's
+
+            def broken(ids, mask, words, column=column):
+                scores, features = real(ids, mask, words)
+                scores[0, column] = float("-inf")
+                return scores, features
+
+            monkeypatch.setattr(model, "score_and_read", broken)
+            with pytest.raises(DataError, match=r"'a'.*not finite"):
+                views_of(model, given, bad, given.train)
+
+
+@pytest.mark.parametrize("kind", ["regression", "generation"])
+def test_scores_and_losses_that_are_not_finite_refuse_their_expert(tmp_path, kind):
+    given = setting(tmp_path, "bert" if kind == "regression" else "llama", kind)
+    good, bad = (tiny.expert(given.base.model, n, seed=i) for i, n in enumerate("ab"))
+    if kind == "regression":
+        bad = tiny.with_head(bad, 1)
+        bad = replace(bad, head={**bad.head, "bias": torch.full((1,), float("nan"))})
+    else:
+        layer = replace(bad.layers[-1], B=torch.full_like(bad.layers[-1].B, float("nan")))
+        bad = replace(bad, layers=(*bad.layers[:-1], layer))
+    evidence = gather(given, [good, bad])
+    assert evidence.experts == ("a",)
+    assert "not finite" in evidence.refused["b"]
+
+
+def labelled(given, labels, groups=None):
+    """Rows of these labels, all of one text."""
+    groups = groups or [""] * len(labels)
+    return [
+        replace(given.train[0], id=str(i), label=label, group=group)
+        for i, (label, group) in enumerate(zip(labels, groups, strict=True))
+    ]
+
+
+def counted(rows, classes):
+    return np.bincount([e.label for e in rows], minlength=classes).tolist()
+
+
+@pytest.mark.parametrize("rare", [1, 2, 5])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_class_is_lost_to_the_draw(tmp_path, rare, grouped):
+    """Two rows of a rare class are looked at, or all it has."""
+    given = setting(tmp_path)
+    lost = 0
+    for seed in range(20):
+        labels = np.random.default_rng(seed).permutation([*[1] * rare, *[0] * 3000])
+        groups = [f"g{i // 3}" for i in range(len(labels))] if grouped else None
+        rows = labelled(given, labels.tolist(), groups)
+        before, after = counted(some(rows, ROWS, 0), 2), counted(looked_at(given.task, rows), 2)
+        lost += before[1] < min(2, rare)
+        assert ROWS - 2 <= sum(after) <= ROWS
+        assert after[1] >= min(2, rare)
+    assert lost > 5, "the plain draw loses it"
+
+
+def test_more_classes_than_rows_can_hold_twice(tmp_path):
+    given = setting(tmp_path)
+    for classes, least in ((300, 1), (600, 0)):
+        task = replace(given.task, labels=tuple(f"l{i}" for i in range(classes)), label_values={})
+        rows = labelled(given, [i % classes for i in range(3 * classes)])
+        found = counted(looked_at(task, rows), classes)
+        assert sum(found) == ROWS
+        assert min(found) == least
+        assert max(found) <= 2
+
+
+@pytest.mark.parametrize("groups", [None, [f"g{i // 3}" for i in range(2000)]])
+@pytest.mark.parametrize("kind", ["classification", "regression", "generation"])
+def test_a_draw_that_loses_no_class_is_as_it_was(tmp_path, kind, groups):
+    given = setting(tmp_path, kind=kind)
+    generator = np.random.default_rng(0)
+    for count in (3, ROWS, 2000):
+        labels = generator.integers(0, 2, size=count).tolist()
+        rows = labelled(given, labels, groups and groups[:count])
+        assert looked_at(given.task, rows) == some(rows, ROWS, 0)
+    if kind != "classification":  # no classes to lose
+        rows = labelled(given, [1, *[0] * 3000])
+        assert looked_at(given.task, rows) == some(rows, ROWS, 0)
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]])

@@ -11,7 +11,7 @@ import torch
 from pemt.bases import load_base
 from pemt.errors import ConfigError
 from pemt.experts import ExpertLibrary
-from pemt.guide import NONE
+from pemt.guide import NONE, guide_of
 from pemt.guide.instant import Instant, InstantModel, best_sharpness, sharpened
 from pemt.guide.probes import fit_probe, truth_of
 from pemt.guide.views import alone, views_of
@@ -23,6 +23,7 @@ from pemt.training import adapt, evaluate
 from pemt.training.deploying import load_run
 from pemt.training.evaluating import predict
 from pemt.training.fitting import fit
+from pemt.training.selecting import cross_validate
 from tests import adapters, tiny
 from tests.guide.test_guide import FAMILIES, experts, setting
 
@@ -376,6 +377,61 @@ def test_a_broken_expert_is_left_out_and_named(tmp_path):
         assert model.expert_names == ["a"]
         assert "not finite" in one.notes["guide"]["refused"]["b"]
         model.detach()
+
+
+def broken(expert):
+    layer = replace(expert.layers[0], B=torch.full_like(expert.layers[0].B, float("nan")))
+    return replace(expert, layers=(layer, *expert.layers[1:]))
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("auto", None), ("instant", None), ("guided", None), ("single", None), ("guided", "auto:2")],
+)
+def test_adapt_names_the_expert_that_it_left_out(tmp_path, method, names):
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    given = experts(base, "abc")
+    result = adapt(
+        base, task, [broken(given[0]), *given[1:]], names=names, shots=4, method=method,
+        config=PemtConfig(reduction=4), settings=tiny.settings(max_steps=1), progress=False,
+    )  # fmt: skip
+    result.model.detach()
+    said = [line for line in result.verdicts() if "left out" in line]
+    assert said == ["a was left out: Expert 'a' gives values that are not finite on these rows."]
+
+
+@pytest.mark.parametrize("methods", [("guided", "single"), ("single", "guided")])
+def test_methods_over_other_experts_have_a_guide_each(tmp_path, monkeypatch, methods):
+    """`single` takes one expert of those that `guided` takes, on the same rows."""
+    base, task = tiny.loaded("bert"), tiny.task(tmp_path)
+    built, real = [], PemtModel.__init__
+
+    def noted(self, base, experts, config, **given):
+        real(self, base, experts, config, **given)
+        if given.get("guide"):
+            built.append(set(given["guide"]))
+
+    monkeypatch.setattr(PemtModel, "__init__", noted)
+    made = cross_validate(
+        base, task, experts(base, "abc"), tiny.splits(task).train[:12], methods, EVIDENCE,
+        tiny.settings(max_steps=1), folds=2, progress=False,
+    )  # fmt: skip
+    assert {c.method for c in made.choices} == {"guided", "single"}
+    everyone = {NONE, "a", "b", "c"}
+    assert sum(names == everyone for names in built) == 2
+    assert sum(len(names) == 2 for names in built) == 2
+
+
+def test_the_guide_of_a_run_is_that_of_most_experts(tmp_path, monkeypatch):
+    given = setting(tmp_path)
+    given = replace(given, experts=experts(given.base, "abc"))
+    some = replace(given, experts=given.experts[1:2])
+    for first, second in ((given, some), (some, given)):
+        given.shared.clear()
+        guides = [guide_of(one) for one in (first, second)]
+        assert [guide_of(one) for one in (first, second)] == guides, "found once"
+        assert {len(guide.weights) for guide, _ in guides} == {2, 4}
+        assert given.shared["guide"] is guide_of(given)
 
 
 def test_adapt_at_once_and_answer_from_the_folder(tmp_path):

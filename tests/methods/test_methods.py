@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -204,6 +204,66 @@ def test_single_does_not_look_at_the_other_expert(setting, name):
     METHODS["single"].build(alone).detach()
     assert alone.notes["probe_losses"]["b"] == given.notes["probe_losses"]["b"]
     assert given.notes["probe_losses"]["a"] != given.notes["probe_losses"]["b"]
+
+
+def broken(expert, value=float("nan")):
+    layer = replace(expert.layers[0], B=torch.full_like(expert.layers[0].B, value))
+    return replace(expert, layers=(layer, *expert.layers[1:]))
+
+
+@FAMILIES
+def test_single_leaves_out_what_is_not_finite_and_names_it(setting, name):
+    given = setting(name)
+    first, second = given.experts
+    given = setting(name, experts=[broken(first), second])
+    model = METHODS["single"].build(given)
+    assert model.expert_names == ["b"]
+    assert given.notes["refused"] == {
+        "a": "Expert 'a' gives values that are not finite on these rows"
+    }
+    assert given.notes["probe_losses"].keys() == {"b"}
+    model.detach()
+    before = tiny.snapshot(given.base.model)
+    given = replace(given, experts=[broken(first), broken(second, float("inf"))], shared={})
+    with pytest.raises(ConfigError, match=r"(?s)Expert 'a'.*Expert 'b'.*verify"):
+        METHODS["single"].build(given)
+    assert tiny.snapshot(given.base.model) == before
+    with pytest.raises(ConfigError, match="none was given"):
+        METHODS["single"].build(replace(given, experts=[]))
+
+
+def test_single_probes_once_for_all_learning_rates(setting, monkeypatch):
+    """And anew for other experts: the best of these need not be among those."""
+    from pemt.methods import single
+
+    calls, real = [], single.features_of
+
+    def features_of(*args):
+        calls.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(single, "features_of", features_of)
+    given = setting("bert")
+    given = replace(given, experts=[broken(given.experts[0]), given.experts[1]])
+    notes = []
+    for _ in range(3):
+        one = replace(given, notes={})
+        METHODS["single"].build(one).detach()
+        notes.append(one.notes)
+    assert len(calls) == 3  # the broken one stops at the first rows, the other has two lots
+    assert notes[0] == notes[1] == notes[2]
+    assert notes[0].keys() == {"expert", "probe_losses", "refused"}
+    fewer = replace(given, experts=given.experts[1:], notes={})
+    METHODS["single"].build(fewer).detach()
+    assert fewer.notes.keys() == {"expert", "probe_losses"}
+
+
+def test_the_guide_of_single_counts_all_that_were_probed(setting):
+    """The luckiest of many is no surer of helping than they were."""
+    given = setting("bert", config=PemtConfig(reduction=4, guide="evidence"))
+    METHODS["single"].build(given).detach()
+    guide = given.notes["guide"]
+    assert (len(guide["gains"]), guide["judged"]) == (1, 2)
 
 
 # -- probe -------------------------------------------------------------------------------------

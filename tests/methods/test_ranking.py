@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from pemt.errors import ConfigError, DataError, UnknownNameError
-from pemt.guide import gather
+from pemt.guide import gather, guide_from, guide_of
 from pemt.guide.views import alone, features_of
 from pemt.methods import Setting
 from pemt.methods.ranking import rank_experts
@@ -169,6 +169,8 @@ def test_a_guide_over_the_ranked_experts_gathers_nothing_again(tmp_path, monkeyp
     chosen = [r["name"] for r in picked.notes["ranking"]["ranks"][:2]]
     named = run(chosen)
     assert calls == [8, 8]
+    assert picked.notes["guide"].pop("judged") == 3
+    assert named.notes["guide"].pop("judged") == 2
     assert named.notes["guide"] == picked.notes["guide"]
     assert named.metrics == picked.metrics
 
@@ -189,6 +191,30 @@ def test_too_few_rows_say_how_many_are_needed(tmp_path):
         rank_experts(replace(given, train=one_label), experts(given.base))
     with pytest.raises(ConfigError, match="No experts"):
         rank_experts(given, [])
+
+
+def test_a_rare_label_among_many_rows_is_looked_at(tmp_path):
+    """Two rows of 1,500: a draw of 512 need not hold them, and none could be judged then."""
+    given = setting(tmp_path)
+    rows = [
+        replace(e, id=str(i), text=f"{e.text} {i}", label=int(i < 2))
+        for i, e in enumerate(given.train * 63)
+    ]
+    ranking = ranked(given.base, given.task, experts(given.base, "a"), rows)
+    assert ranking.rows == 512
+    assert ranking.evidence.truth.sum() == 2
+    guide, evidence = guide_of(replace(given, train=rows, experts=experts(given.base, "a")))
+    assert evidence.truth.sum() == 2
+    assert guide.rows == 512
+
+
+def test_the_best_of_all_that_were_ranked_is_said_to_help_no_more_easily(tmp_path):
+    """Taking some of them does not undo that all were looked at."""
+    given = setting(tmp_path)
+    ranking = rank_experts(given, experts(given.base))
+    some = ranking.evidence.among(ranking.best(1))
+    assert (len(some.experts), some.judged) == (1, 3)
+    assert guide_from(some).to_dict()["judged"] == 3
 
 
 def test_a_broken_expert_is_named_as_the_cause(tmp_path):

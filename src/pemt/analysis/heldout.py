@@ -68,7 +68,7 @@ def of_run(
     if selection is not None:
         best = selection.best
         error = best.error if math.isfinite(best.error) else 1.0
-        how = f"mean of {best.folds} held-out folds"
+        how = f"the answers of {best.folds} held-out folds together"
         return HeldOut(name=method, metric=metric, value=best.score, error=error, how=how)
     if fit is None or fit.best is None or not rows:
         return None
@@ -98,7 +98,7 @@ def best_single(
     for choice in () if selection is None else selection.choices:
         if choice.method == "single":
             error = choice.error if math.isfinite(choice.error) else 1.0
-            how = f"mean of {choice.folds} held-out folds"
+            how = f"the answers of {choice.folds} held-out folds together"
             return HeldOut(
                 name="single", metric=metric, value=choice.score, error=error, how=how
             )  # fmt: skip

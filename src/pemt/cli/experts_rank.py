@@ -34,7 +34,7 @@ def rank(
         task: a name of `pemt tasks list`, or a YAML file of your own.
         base: the base the experts were trained on.
         shots: labelled rows per class (regression and generation: in all); default: at most 512 of
-            the training split.
+            the training split, two of every class among them.
         data_seed: of the draw.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
         max_source_length: tokens of text; longer texts lose their end.
@@ -44,6 +44,7 @@ def rank(
     from pemt.bases import load_base
     from pemt.cli.choose import task_from
     from pemt.experts import ExpertLibrary
+    from pemt.guide.guide import left_out
     from pemt.training.adapting import target_rows
     from pemt.training.choosing import ranked
 
@@ -76,7 +77,7 @@ def rank(
             "-" if r.prompt is None else f"{r.prompt:.2f}",
         )  # fmt: skip
     Console().print(table)
-    for name, why in ranking.refused.items():
-        print(f"{name} was left out: {why}.")
+    for line in left_out(ranking.refused):
+        print(line)
     print(f"Better than no expert beyond noise: {', '.join(ranking.helpful) or 'none'}.")
     return 0

@@ -74,6 +74,8 @@ class Evidence:
             None without one.
         prompts: cosine of the mean rows of target prompt and expert prompt; None without one.
         refused: experts that could not be judged, and why.
+        judged: how many experts were looked at, those that `among` left out included; 0 stands for
+            the number of `experts`.
     """
 
     experts: tuple[str, ...]
@@ -84,6 +86,11 @@ class Evidence:
     descriptions: dict[str, float | None] = field(default_factory=dict)
     prompts: dict[str, float | None] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    judged: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.judged:
+            object.__setattr__(self, "judged", len(self.experts))
 
     @property
     def measure(self) -> str:

@@ -12,7 +12,8 @@ mean "all of them".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from pemt.guide.evidence import Evidence, gather
 from pemt.guide.views import Array, View
 from pemt.methods.method import Setting
 from pemt.model.pemt import NONE
+from pemt.tasks import Example, Task
 from pemt.training.sourcing import some
 from pemt.writing import without_nan
 
@@ -34,6 +36,8 @@ NOISE = 0.05
 ROUNDS = 500
 ROWS = 512
 """Labelled rows that are looked at, at most: more would cost passes and decide nothing."""
+OF_EACH = 2
+"""Rows of each class that are looked at where there are as many: one to fit, one to hold out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ class Guide:
         prior: what the weights were drawn to.
         temperature: of a description prior.
         refused: experts that could not be judged, and why.
+        judged: how many experts were looked at; more than `gains` has where these are the best of
+            them. None stands for the number of `gains`.
     """
 
     weights: dict[str, float]
@@ -69,6 +75,7 @@ class Guide:
     prior: Prior = "description"
     temperature: float = 0.2
     refused: dict[str, str] | None = None
+    judged: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; the errors of a single row are None."""
@@ -77,15 +84,16 @@ class Guide:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Guide:
-        """What `to_dict` gave."""
+        """What `to_dict` gave; what was saved before `judged` was kept has all it judged."""
         shares = tuple(Share(**share) for share in values["shares"])
         errors = {n: float("nan") if e is None else e for n, e in values["errors"].items()}
-        return cls(**{**values, "shares": shares, "errors": errors})
+        kept = {"judged": len(values["gains"]), **values}
+        return cls(**{**kept, "shares": shares, "errors": errors})
 
     @property
     def helpful(self) -> list[str]:
         """Experts that help beyond noise."""
-        return helpful(self.gains, self.errors, self.rows)
+        return helpful(self.gains, self.errors, self.rows, self.judged)
 
     def verdict(self) -> str:
         """One sentence: which experts help, or that none is needed."""
@@ -110,26 +118,57 @@ def guide_of(setting: Setting) -> tuple[Guide, Evidence]:
     """The guide over a setting's experts, as configured; found once for all models of a run.
 
     Evidence in `setting.shared`, of the same rows and at least these experts, is used as it is.
+    There, "guide" is what was found of the most experts: methods may take some of them only.
 
     Raises:
         DataError: too few rows.
         ConfigError: an expert named "none", or none that could be judged.
     """
-    if "guide" not in setting.shared:
+    names = tuple(e.name for e in setting.experts)
+    found: dict[tuple[str, ...], tuple[Guide, Evidence]] = setting.shared.setdefault("guides", {})
+    if names not in found:
         config = setting.config
         known: Evidence | None = setting.shared.get("evidence")
         if known is not None:
-            evidence = known.among([e.name for e in setting.experts])
+            evidence = known.among(names)
         else:
-            judged = replace(setting, train=some(setting.train, ROWS, 0))
+            judged = replace(setting, train=looked_at(setting.task, setting.train))
             evidence = gather(judged, setting.experts)
         guide = guide_from(
             evidence, prior=config.guide_prior, temperature=config.guide_temperature,
             strength=config.guide_strength, none=config.guide_none,
         )  # fmt: skip
-        setting.shared["guide"] = guide, evidence
-    found: tuple[Guide, Evidence] = setting.shared["guide"]
-    return found
+        found[names] = guide, evidence
+        setting.shared["guide"] = found[max(found, key=len)]
+    return found[names]
+
+
+def looked_at(task: Task, rows: Sequence[Example]) -> list[Example]:
+    """The rows that experts are judged on: at most `ROWS`, drawn by seed 0.
+
+    They are those of `some`. Where that leaves fewer than `OF_EACH` rows of a class that has more,
+    as many of every class are drawn first (of whole groups, as far as they fit), then the others.
+    """
+    drawn = some(rows, ROWS, 0)
+    if task.kind != "classification":
+        return drawn
+    there, kept = (Counter(e.label for e in part) for part in (rows, drawn))
+    if all(kept[label] >= min(OF_EACH, count) for label, count in there.items()):
+        return drawn
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(rows))
+    members: dict[str, list[Example]] = {}
+    turns: dict[str, int] = {}  # which of its class the first row of a group is
+    seen: Counter[float | None] = Counter()
+    for i in order:
+        group = rows[i].group or f"\0{i}"
+        members.setdefault(group, []).append(rows[i])
+        turns[group] = min(turns.get(group, OF_EACH), seen[rows[i].label])
+        seen[rows[i].label] += 1
+    chosen: list[Example] = []
+    for group in sorted(members, key=turns.__getitem__):
+        if len(chosen) + len(members[group]) <= ROWS:
+            chosen += members[group]
+    return chosen
 
 
 def guide_from(
@@ -177,11 +216,13 @@ def guide_from(
             for name in dict.fromkeys([NONE, *experts])
         },
         shares=shares, gains=gains, errors=errors, rows=evidence.rows, prior=prior,
-        temperature=temperature, refused=dict(evidence.refused),
+        temperature=temperature, refused=dict(evidence.refused), judged=evidence.judged,
     )  # fmt: skip
 
 
-def helpful(gains: Mapping[str, float], errors: Mapping[str, float], rows: int) -> list[str]:
+def helpful(
+    gains: Mapping[str, float], errors: Mapping[str, float], rows: int, judged: int | None = None
+) -> list[str]:
     """Experts whose gain is beyond noise, in the order given.
 
     The more experts are looked at, the luckier the best of them. So each is tested at `NOISE`
@@ -191,13 +232,19 @@ def helpful(gains: Mapping[str, float], errors: Mapping[str, float], rows: int) 
         gains: by expert.
         errors: standard errors over the rows, by expert.
         rows: how many both rest on; of a single row nothing can be said.
+        judged: how many experts were looked at, where these are some of them; None: these.
     """
     from scipy import stats
 
     if rows < 2:
         return []
-    limit = float(stats.t.ppf(1 - NOISE / max(1, len(gains)), rows - 1))
+    limit = float(stats.t.ppf(1 - NOISE / max(1, len(gains), judged or 0), rows - 1))
     return [name for name, gain in gains.items() if gain > limit * errors[name]]
+
+
+def left_out(refused: Mapping[str, str]) -> list[str]:
+    """A sentence for each expert that could not be judged: its name, and why."""
+    return [f"{name} was left out: {why}." for name, why in refused.items()]
 
 
 def mixture_weights(likelihoods: Array, prior: Array, strength: float) -> Array:

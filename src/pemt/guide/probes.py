@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pemt.errors import DataError
 from pemt.guide.views import Array, View
 from pemt.tasks import Example, Task
+from pemt.tasks.splits import units_of
 
 Rows = npt.NDArray[np.int64]
 Fold = tuple[Rows, Rows]
@@ -89,27 +90,39 @@ def folds_of(
 ) -> list[Fold]:
     """(training, held-out) row numbers, repeated; the same for every expert, so losses compare.
 
-    Every row is held out once in each repeat. A class of one row is held out where no other row
-    of it was fitted: `held_out` says what it gets there.
+    Every row is held out once in each repeat. Rows of one group, or of one text (spacing and case
+    aside), are on one side. A class of one row, or of one group, is held out where no other row of
+    it was fitted: `held_out` says what it gets there.
 
     Args:
         task: its labels keep their shares in every fold, as far as they can.
         rows: to divide.
-        count: folds, at most; the rarest label's rows are the limit.
+        count: folds, at most; the groups are the limit, of labels those of the rarest.
         repeats: of the whole division.
 
     Raises:
         DataError: fewer than two rows, or rows of one answer alone.
     """
-    from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
+    from sklearn.model_selection import (
+        RepeatedKFold,
+        RepeatedStratifiedKFold,
+        StratifiedGroupKFold,
+    )
+
+    groups = units_of(rows, by_text=True)
+    if len(groups) == 1:  # nothing else to learn from: by rows, though they know one another
+        groups = [[i] for i in range(len(rows))]
+
+    def of(chosen: Rows) -> Rows:
+        return np.sort(np.concatenate([groups[g] for g in chosen]))
 
     if task.kind != "classification":
         if len(rows) < 2:
             raise DataError(
                 f"{len(rows)} labelled rows to judge experts on", "give at least two rows"
             )
-        plain = RepeatedKFold(n_splits=min(count, len(rows)), n_repeats=repeats, random_state=0)
-        return list(plain.split(np.zeros(len(rows))))
+        plain = RepeatedKFold(n_splits=min(count, len(groups)), n_repeats=repeats, random_state=0)
+        return [(of(a), of(b)) for a, b in plain.split(np.zeros(len(groups)))]
     truth = truth_of(rows)
     sizes = np.bincount(truth.astype(int), minlength=task.num_labels)
     if (sizes > 0).sum() < 2:
@@ -118,22 +131,34 @@ def folds_of(
             f"Too few labelled rows to judge experts on ({counts})",
             "give rows of at least two labels",
         )
-    rarest = int(sizes[sizes > 0].min())
-    if rarest >= 2:
+    number = np.empty(len(rows), dtype=int)
+    for g, members in enumerate(groups):
+        number[members] = g
+    rarest = min(len(np.unique(number[truth == label])) for label in np.unique(truth))
+    if rarest >= 2 and len(groups) == len(rows):
         split = RepeatedStratifiedKFold(
             n_splits=min(count, rarest), n_repeats=repeats, random_state=0
         )
         return list(split.split(truth, truth))
-    # a class of one row cannot be in both parts: folds that keep the others balanced as they can
-    count = max(2, min(count, len(rows) // 2))
+    if rarest >= 2:
+        grouped = [
+            StratifiedGroupKFold(n_splits=min(count, rarest), shuffle=True, random_state=seed)
+            for seed in range(repeats)
+        ]
+        return [fold for split in grouped for fold in split.split(truth, truth, number)]
+    # a class of one group cannot be in both parts: folds that keep the others balanced as they can
+    count = max(2, min(count, len(groups) // 2))
+    kinds = truth[[members[0] for members in groups]]
     generator = np.random.default_rng(0)
     made: list[Fold] = []
     for _ in range(repeats):
-        shuffled = generator.permutation(len(rows))
-        by_class = shuffled[np.argsort(truth[shuffled], kind="stable")]
-        part = np.empty(len(rows), dtype=int)
-        part[by_class] = np.arange(len(rows)) % count
-        made += [(np.flatnonzero(part != f), np.flatnonzero(part == f)) for f in range(count)]
+        shuffled = generator.permutation(len(groups))
+        by_class = shuffled[np.argsort(kinds[shuffled], kind="stable")]
+        part = np.empty(len(groups), dtype=int)
+        part[by_class] = np.arange(len(groups)) % count
+        made += [
+            (of(np.flatnonzero(part != f)), of(np.flatnonzero(part == f))) for f in range(count)
+        ]
     return made
 
 

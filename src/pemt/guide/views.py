@@ -112,8 +112,20 @@ class Viewer:
             wanted: leave out the others where that saves a pass.
 
         Raises:
-            DataError: features that are not finite, from a broken expert.
+            DataError: values that are not finite, from a broken expert.
         """
+        with np.errstate(invalid="ignore"):  # it is an error here, with the expert's name
+            made = self._seen(model, ids, mask, wanted)
+        if not all(np.isfinite(values).all() for values in made.values()):
+            raise DataError(
+                f"{self.called} gives values that are not finite on these rows",
+                "verify it (pemt experts verify), or leave it out",
+            )
+        return made
+
+    def _seen(
+        self, model: AdaptedModel, ids: torch.Tensor, mask: torch.Tensor, wanted: Collection[View]
+    ) -> dict[View, Array]:
         made: dict[View, Array] = {}
         scores = features = None
         if (self.source or self.target) and set(wanted) - {"features"}:
@@ -123,11 +135,6 @@ class Viewer:
         if "features" in wanted or self.weight is not None:
             features = model.features(ids, mask) if features is None else features
             made["features"] = features.double().cpu().numpy()
-            if not np.isfinite(made["features"]).all():
-                raise DataError(
-                    f"{self.called} gives values that are not finite on these rows",
-                    "verify it (pemt experts verify), or leave it out",
-                )
         if scores is not None and self.target:
             made["words"] = log_softmax(scores[:, len(self.source) :])
         logits: Array | None = None
@@ -151,7 +158,7 @@ def views_of(
     Each example's text runs once.
 
     Raises:
-        DataError: features that are not finite, from a broken expert.
+        DataError: values that are not finite, from a broken expert.
     """
     tokenizer, family = setting.base.tokenizer, model.family
     viewer = Viewer(expert, setting.task, tokenizer, family)
@@ -173,12 +180,24 @@ def views_of(
     return {view: np.concatenate(values)[back] for view, values in parts.items()}
 
 
-def features_of(model: AdaptedModel, setting: Setting, examples: Sequence[Example]) -> Array:
-    """Mean final hidden state of every example, `[N, D]`."""
+def features_of(
+    model: AdaptedModel, setting: Setting, examples: Sequence[Example], expert: Expert | None = None
+) -> Array:
+    """Mean final hidden state of every example, `[N, D]`.
+
+    Args:
+        model: of `alone`, or any other.
+        setting: base, task and options.
+        examples: none are no rows.
+        expert: the one that is on the model alone, for what an error says.
+
+    Raises:
+        DataError: values that are not finite.
+    """
     if not examples:
         return np.zeros((0, model.width))
     only: tuple[View, ...] = ("features",)
-    return views_of(model, setting, None, examples, only)["features"]
+    return views_of(model, setting, expert, examples, only)["features"]
 
 
 def _word_ids(task: Task, words: Sequence[str], tokenizer: Any, family: Family) -> list[list[int]]:

@@ -161,7 +161,7 @@ def _take(
     Rows of one group go together. Near the end a group is passed over where only another choice
     fills the part exactly; the part is short only where no choice does.
     """
-    units = _units(examples, by_text=by_text)
+    units = units_of(examples, by_text=by_text)
 
     def key(unit: Sequence[int]) -> tuple[str, str]:
         first = examples[unit[0]]
@@ -195,7 +195,7 @@ def _filling(sizes: Sequence[int], target: int) -> list[int]:
     return chosen
 
 
-def _units(examples: Sequence[Example], *, by_text: bool) -> list[list[int]]:
+def units_of(examples: Sequence[Example], *, by_text: bool) -> list[list[int]]:
     """Indices that must stay together: equal group, equal text, and what those connect."""
     if not by_text and not any(example.group for example in examples):
         return [[index] for index in range(len(examples))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pemt.bases import Base, load_base
-from pemt.errors import ConfigError
+from pemt.errors import ConfigError, DivergedError
 from pemt.experts import Expert, ExpertLibrary
 from pemt.guide import guide_of
 from pemt.guide.rule import AUTO, Choice, choice_of, is_few, takes_probes
@@ -146,12 +147,14 @@ def adapt(
     config = config or PemtConfig()
     chosen = settings or TrainSettings()
     ranking: Ranking | None = None
+    auto, pool = None, experts
     shared: dict[str, Any] = {}
     if not any(one.transfers for one in methods):
         experts, names = [], None
     elif isinstance(names, str) and ":" not in names:  # no expert's name holds one
         names = [name.strip() for name in names.split(",")]
     elif isinstance(names, str):
+        auto = names
         names, ranking = best_experts(
             base, task, experts, names, rows.train, max_source_length=chosen.max_source_length
         )
@@ -169,8 +172,9 @@ def adapt(
         names_of_methods = [method]
     if validation == "cv":
         selection = cross_validate(
-            base, task, experts, rows.train, names_of_methods, config, chosen,
-            learning_rates=learning_rates, folds=cv_folds, repeats=cv_repeats, progress=progress,
+            base, task, experts if auto is None else pool, rows.train, names_of_methods, config,
+            chosen, learning_rates=learning_rates, folds=cv_folds, repeats=cv_repeats, auto=auto,
+            progress=progress,
         )  # fmt: skip
         selection = processes.gathered(selection)[0]
         rows = replace(rows, validation=[])
@@ -219,9 +223,11 @@ def adapt(
     fitted: Fit | None = None
     tried: dict[str, float] = {}
     if chosen_method.trains:
-        model, fitted, chosen, fits = _train(
+        model, fitted, chosen, fits, diverged = _train(
             build, model, task, base, rows, chosen, learning_rates, folder, progress
         )
+        if diverged:
+            notes["diverged"] = diverged
         tried = {f"{rate:g}": f.best for rate, f in fits.items() if f.best is not None}
         train_seconds = sum(f.train_seconds for f in fits.values())
     with model.attaching():
@@ -277,9 +283,16 @@ def _validation(fitted: Fit | None, selection: Selection | None) -> float | None
 def _train(
     build: Any, model: AdaptedModel, task: Task, base: Base, rows: FewShot, settings: TrainSettings,
     learning_rates: Sequence[float], folder: Path | None, progress: bool,
-) -> tuple[AdaptedModel, Fit, TrainSettings, dict[float, Fit]]:  # fmt: skip
-    """Train at each learning rate; keep the one that is best on validation, and how all went."""
+) -> tuple[AdaptedModel, Fit, TrainSettings, dict[float, Fit], dict[str, str]]:  # fmt: skip
+    """Train at each learning rate; keep the one that is best on validation, and how all went.
+
+    Of several rates one that diverges is left out, and nothing of it is kept but what happened.
+
+    Raises:
+        DivergedError: every rate diverged.
+    """
     fits: dict[float, Fit] = {}
+    diverged: dict[str, str] = {}
     best: tuple[tuple[float, float], Fit, TrainSettings, dict[str, torch.Tensor]] | None = None
     for i, rate in enumerate(learning_rates):
         if i:
@@ -289,11 +302,20 @@ def _train(
         place = (
             folder / f"lr-{rate:g}" if folder is not None and len(learning_rates) > 1 else folder
         )
-        with model.attaching():
-            fitted = fit(
-                model, task, base.tokenizer, rows.train, rows.validation, tried,
-                folder=place, progress=progress,
-            )  # fmt: skip
+        try:
+            with model.attaching():
+                fitted = fit(
+                    model, task, base.tokenizer, rows.train, rows.validation, tried,
+                    folder=place, progress=progress,
+                )  # fmt: skip
+        except DivergedError as error:
+            # of several processes the others wait for this one's gradients: none can go on
+            if len(learning_rates) == 1 or processes.world() > 1:
+                raise
+            diverged[f"{rate:g}"] = error.what
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+            continue
         fits[rate] = fitted
         kept = min(
             (h for h in fitted.history if h["step"] == fitted.best_step),
@@ -303,6 +325,13 @@ def _train(
         if best is None or key > best[0]:
             state = {k: v.cpu().clone() for k, v in model.trained_state().items()}
             best = (key, fitted, tried, state)
-    assert best is not None
+    if best is None:
+        raise DivergedError(
+            "Every learning rate diverged: "
+            + "; ".join(f"{rate}: {what}" for rate, what in diverged.items()),
+            "give lower ones, look at the rows for empty labels, or train in float32",
+        )
+    if rate not in fits:  # the last one diverged, and its model is off the base
+        model, _ = build()
     model.load_trained_state(best[3])
-    return model, best[1], best[2], fits
+    return model, best[1], best[2], fits, diverged

@@ -9,11 +9,10 @@ from pemt.backbones import down_projections, fingerprint
 from pemt.bases import Base
 from pemt.errors import ConfigError, UnknownNameError
 from pemt.experts import Expert, ExpertLibrary, check_compatible
-from pemt.guide.guide import ROWS
+from pemt.guide.guide import looked_at
 from pemt.model import PemtConfig
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import fingerprint as tokenizer_fingerprint
-from pemt.training.sourcing import some
 
 if TYPE_CHECKING:
     from pemt.methods.ranking import Ranking
@@ -78,7 +77,7 @@ def ranked(
         base: the frozen base.
         task: the target task.
         experts: a library, or loaded experts.
-        rows: labelled training rows; at most `pemt.guide.guide.ROWS` are read, drawn by seed 0.
+        rows: labelled training rows; those of `pemt.guide.guide.looked_at` are read.
         max_source_length: tokens of text, as in `TrainSettings`.
 
     Raises:
@@ -90,7 +89,7 @@ def ranked(
     from pemt.methods.ranking import rank_experts
 
     setting = Setting(
-        base=base, task=task, experts=[], train=some(rows, ROWS, 0), validation=[],
+        base=base, task=task, experts=[], train=looked_at(task, rows), validation=[],
         config=PemtConfig(), max_source_length=max_source_length,
     )  # fmt: skip
     return rank_experts(setting, _one_by_one(base, experts))

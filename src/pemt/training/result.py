@@ -12,6 +12,7 @@ import torch
 from pemt.analysis.findings import Diagnosis
 from pemt.bases import Base
 from pemt.guide import Guide
+from pemt.guide.guide import left_out
 from pemt.guide.instant import InstantModel
 from pemt.methods import METHODS
 from pemt.model import AdaptedModel, PemtConfig, PemtModel
@@ -34,7 +35,7 @@ class AdaptResult:
         base: the base it is on.
         task: the target task.
         metrics: on the test rows, "n" among them.
-        validation: of the main metric at the kept step, or its cross-validated mean; None where
+        validation: of the main metric at the kept step, or its cross-validated score; None where
             nothing was selected.
         gates: mean gates over test examples, `[layers, K]`; None for methods without gates.
         gate_spread: how far each example's gates are spread over experts, see `gates_of`.
@@ -87,7 +88,10 @@ class AdaptResult:
     folder: Path | None = None
 
     def verdicts(self) -> list[str]:
-        """What guide and selection say, and which options had no effect: a sentence each."""
+        """What guide and selection say, which options had no effect, who was left out.
+
+        A sentence each.
+        """
         lines = []
         if self.selection is not None:
             lines.append(self.selection.verdict())
@@ -100,6 +104,10 @@ class AdaptResult:
             )
         if "guide" in self.notes:
             lines.append(Guide.from_dict(self.notes["guide"]).verdict())
+        refused: dict[str, str] = {}
+        for of in (self.notes.get("ranking"), self.notes, self.notes.get("guide")):
+            refused |= (of or {}).get("refused") or {}
+        lines += left_out(refused)
         if isinstance(self.model, InstantModel):
             turns = self.model.turns()
             # six were as good as all on the development targets (docs/concepts/guided.md)

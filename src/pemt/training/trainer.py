@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy
 
-from pemt.errors import TrainingError
+from pemt.errors import DivergedError, TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
 from pemt.training import processes
@@ -142,13 +142,13 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         """Loss of one micro-batch; their sum over the step is the large batch's loss.
 
         Raises:
-            TrainingError: the loss is not a finite number.
+            DivergedError: the loss is not a finite number.
         """
         counted = {**inputs, "num_examples_in_batch": self._examples} if self._examples else inputs
         result = super().compute_loss(model, counted, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not math.isfinite(float(loss.detach())):
-            raise TrainingError(
+            raise DivergedError(
                 f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}",
                 "lower the learning rate, look at the rows for empty labels, or train in float32",
             )
