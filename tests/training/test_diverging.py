@@ -46,6 +46,8 @@ def test_the_others_go_on_as_if_it_were_not_there(base, tmp_path, rates):
         result.model.detach()
         if name == "mixed":
             assert result.notes["diverged"] == {"1e+30": "The loss became nan at step 2"}
+            said = "The learning rate 1e+30 was left out: The loss became nan at step 2."
+            assert said in result.verdicts()
         else:
             assert "diverged" not in result.notes
     (state, *mixed), (wanted, *plain) = made

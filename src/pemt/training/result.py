@@ -88,7 +88,7 @@ class AdaptResult:
     folder: Path | None = None
 
     def verdicts(self) -> list[str]:
-        """What guide and selection say, which options had no effect, who was left out.
+        """What guide and selection say, which options had no effect, what was left out.
 
         A sentence each.
         """
@@ -104,6 +104,8 @@ class AdaptResult:
             )
         if "guide" in self.notes:
             lines.append(Guide.from_dict(self.notes["guide"]).verdict())
+        for rate, what in self.notes.get("diverged", {}).items():
+            lines.append(f"The learning rate {rate} was left out: {what}.")
         refused: dict[str, str] = {}
         for of in (self.notes.get("ranking"), self.notes, self.notes.get("guide")):
             refused |= (of or {}).get("refused") or {}
