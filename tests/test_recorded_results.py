@@ -56,8 +56,8 @@ PAGES = [
     (
         "docs/concepts/guided.md", "### The four targets at chance",
         [
-            ["guided-shots-chance", "guided-shots", "--methods", "ensemble,adapter,pemt",
-             "--shots", "8", "--against", "ensemble"],
+            ["guided-shots-chance", "guided-shots", "--methods", "ensemble,guided,adapter,pemt",
+             "--against", "ensemble"],
         ],
     ),
     (
