@@ -133,6 +133,28 @@ BAD = {
     "a task twice": (FIRST + "tasks: [cb, cb]\nmethods: [lora]\n", ["['cb', 'cb']", "each once"]),
     "a rate of zero": (FIRST + "tasks: [cb]\nmethods: [lora]\nlearning_rates: [0]\n",
                        ["grid.yaml:5", "above 0"]),
+    "a rate that is no number": (FIRST + "tasks: [cb]\nmethods: [lora]\nlearning_rates: [.nan]\n",
+                                 ["grid.yaml:5", "learning_rates=[nan]", "finite numbers"]),
+    "a rate without end": (
+        FIRST + "tasks: [cb]\nmethods:\n- lora: {learning_rates: [1e-3, .inf]}\n",
+        ["grid.yaml:5", "learning_rates=[0.001, inf]", "finite numbers"]),
+    "epochs that are no number": (
+        FIRST + "tasks: [cb]\nmethods: [lora]\nsettings: {epochs: .nan}\n",
+        ["grid.yaml:5", "epochs=nan"]),
+    "a day that no month has": (FIRST + "tasks: [cb]\nmethods: [lora]\noutput: 2024-02-30\n",
+                                ["grid.yaml:5", "'2024-02-30'", "timestamp", "quotes"]),
+    "no whole number": (FIRST + "tasks: [cb]\nmethods: [lora]\ndata_seeds: !!int abc\n",
+                        ["grid.yaml:5", "'abc'", "int"]),
+    "neither true nor false": (
+        FIRST + "tasks: [cb]\nmethods: [lora]\nsettings:\n  checkpoints: !!bool abc\n",
+        ["grid.yaml:6", "'abc'", "bool"]),
+    "no day": (FIRST + "tasks: [cb]\nmethods: [lora]\noutput: !!timestamp abc\n",
+               ["grid.yaml:5", "'abc'", "timestamp"]),
+    "a list within itself": (FIRST + "tasks: &a [*a]\nmethods: [lora]\n",
+                             ["grid.yaml:3", "contains itself", "alias"]),
+    "a mapping within itself": (FIRST + "tasks: [cb]\nmethods: [lora]\npemt: &a {tau: [*a]}\n",
+                                ["grid.yaml:5", "contains itself"]),
+    "brackets without end": ("base: " + 2000 * "[", ["grid.yaml:1", "too deep"]),
     "bad precision": ("precision: int8\n" + FIRST + "tasks: [cb]\nmethods: [lora]\n",
                       ["grid.yaml:1", "'int8'", "bfloat16"]),
     "test rows below one": (FIRST + "tasks: [cb]\nmethods: [lora]\ntest_rows: 0\n",
@@ -163,3 +185,8 @@ def test_a_name_that_is_no_folder(tmp_path):
         GridTask(task=replace(Task.named("cb"), name="a/b"))
     with pytest.raises(PemtError, match=r"learning_rates=\[-1\]"):
         GridMethod(name="lora", learning_rates=(-1,))
+
+
+def test_an_alias_may_stand_twice_side_by_side(tmp_path):
+    text = "tasks:\n- cb: &a {settings: {epochs: 3}}\n- rte: *a\nmethods: [lora]\n"
+    assert [t.settings for t in read(tmp_path, FIRST + text).targets] == [{"epochs": 3}] * 2

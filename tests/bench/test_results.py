@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -172,6 +173,44 @@ def test_cells_of_other_settings_are_told(tmp_path):
         "Cells that the last grid does not have with its settings (2): cb-16-0-pemt-k1; "
         "rte-16-1-lora-k1."
     )
+
+
+def of_rows(digest, *cells):
+    return [replace(c, config={"rows": {"digest": digest}}) for c in cells]
+
+
+def test_cells_of_different_rows_are_told(tmp_path):
+    """Pairs are matched by data seed, which says nothing about the rows under it."""
+    lora, pemt = row("lora", [0.5, 0.6, 0.7]), row("pemt", [0.6, 0.7, 0.8])
+    write(tmp_path / "same", [*of_rows("r", *lora), *of_rows("r", *pemt)])
+    assert read_results(tmp_path / "same").header == ()
+    probe = of_rows("new", cell("probe", 1, 0.5))
+    write(
+        tmp_path / "other", [*of_rows("old", *lora[:2], pemt[1]), *of_rows("new", pemt[0]), *probe]
+    )
+    cb = row("pemt", [0.5], task="cb", shots=None)
+    write(
+        tmp_path / "other", [*of_rows("c", *cb), lora[2], *of_rows("new", pemt[2])]
+    )  # one is silent
+    what = "Made from different rows, so that their differences compare rows too"
+    assert read_results(tmp_path / "other").header == (
+        f"{what} (2): rte (16 shots, data seed 0): lora | pemt; "
+        "rte (16 shots, data seed 1): lora, pemt | probe.",
+    )
+    assert read_results(tmp_path / "other", methods=["pemt"]).header == ()
+    write(tmp_path / "more", of_rows("d", cell("pemt", 0, 0.9, task="cb", shots=None)))
+    (line,) = read_results(
+        tmp_path / "other", named={"more": tmp_path / "more"}, tasks=["cb"]
+    ).header  # fmt: skip
+    assert line == f"{what} (1): cb (full data, data seed 0): pemt | pemt@more."
+
+
+def test_a_long_list_of_different_rows_is_cut(tmp_path):
+    cells = [*of_rows("a", *row("lora", 14 * [0.5])), *of_rows("b", *row("pemt", 14 * [0.5]))]
+    (line,) = read_results(write(tmp_path, cells)).header
+    assert "rows too (14): " in line
+    assert line.count("lora | pemt") == 12
+    assert line.endswith("; and 2 more.")
 
 
 def test_a_cell_that_is_being_written_is_not_there(tmp_path):

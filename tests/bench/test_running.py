@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from pemt.bases import load_base
 from pemt.bench.cell import read_cells
 from pemt.bench.grid import Grid
 from pemt.bench.output import OutputFolder
 from pemt.bench.running import GridRun
-from pemt.errors import PemtError
+from pemt.errors import ConfigError, PemtError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
 from pemt.training import adapt, fitting
@@ -107,6 +108,8 @@ def test_what_a_cell_holds_is_what_adapt_gives(folder):
     assert cell.gates == dict(zip(["a", "b"], means, strict=True))
     assert 0 < cell.train_seconds < cell.seconds
     assert cell.peak_memory is None or cell.peak_memory > 50e6
+    digest = cell.config["rows"].pop("digest")
+    assert len(digest) == 64
     assert cell.config["rows"] == result.manifest
     hashes = {n: ExpertLibrary(folder / "experts").info(n).content_hash for n in "ab"}
     assert cell.config["experts"] == hashes
@@ -149,6 +152,96 @@ def test_other_rows_an_other_description_or_expert_are_another_cell(folder):
     other = replace(tiny.expert(tiny.base("bert"), "a", seed=9), info=library.info("a"))
     library.add(other, overwrite=True)
     assert go(path).ran == ["one-4-0-pemt"]  # an adapter takes nothing from the library
+
+
+def test_the_digest_of_rows_is_one_for_all_methods_and_another_for_other_rows(folder):
+    path = places.grid(folder, shots=[4, None], data_seeds=2)
+
+    def digests(run):
+        found = {}
+        for c in run.cells:
+            found.setdefault((c.shots, c.data_seed), set()).add(c.config["rows"]["digest"])
+        assert all(len(same) == 1 for same in found.values())
+        return {point: same.pop() for point, same in found.items()}
+
+    before = digests(go(path))
+    assert before[None, 0] == before[None, 1], "the full split is the same for all seeds"
+    assert len(set(before.values())) == 3
+    fewer = digests(go(places.grid(folder, shots=[4, None], data_seeds=2, test_rows=5)))
+    assert not set(fewer.values()) & set(before.values())
+
+
+def weights(folder):
+    """One weight that the fingerprint does not look at."""
+    path = folder / "bert" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["encoder.layer.1.attention.self.query.weight"][0, 0] += 1e-3
+    save_file(tensors, path, {"format": "pt"})
+
+
+def configuration(folder):
+    path = folder / "bert" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
+
+
+def tokenizer(folder):
+    path = folder / "bert" / "tokenizer.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "normalizer": {"type": "Lowercase"}})
+    )
+
+
+def chat_template(folder):
+    (folder / "bert" / "chat_template.jinja").write_text("{{ messages }}")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(weights, "weights"), (configuration, "configuration"), (tokenizer, "tokenizer"),
+     (chat_template, "tokenizer")],
+)  # fmt: skip
+def test_cells_of_another_base_with_the_same_fingerprints_are_refused(change, told, folder):
+    path = places.grid(folder)
+    first = go(path)
+    before = {p: p.read_bytes() for p in (folder / "out").rglob("*.json")}
+    change(folder)
+    again = places.grid(folder, data_seeds=3)
+    with pytest.raises(ConfigError, match=f"made on a base with another {told} than") as error:
+        go(again)
+    assert first.cells[0].name in error.value.what
+    assert "(and 3 more such cells)" in error.value.what
+    assert "another output folder" in error.value.fix
+    assert {p: p.read_bytes() for p in (folder / "out").rglob("*.json")} == before
+    fresh = go(again, output=folder / "fresh")
+    assert {c.key for c in first.cells} < {c.key for c in fresh.cells}, "keys are as they were"
+
+
+def test_cells_of_earlier_releases_are_accepted(folder):
+    path = places.grid(folder, methods=["probe"])
+    go(path)
+    for file in (folder / "out").glob("cells/*/cell.json"):
+        cell = json.loads(file.read_text())
+        assert cell["config"]["base"].pop("exact").keys() == {
+            "weights",
+            "configuration",
+            "tokenizer",
+        }
+        file.write_text(json.dumps(cell))
+    weights(folder)
+    assert go(path).ran == []
+
+
+def test_another_run_on_another_base_is_noticed(folder):
+    """Both begin with an empty folder; the one that finds the other's cell stops."""
+    path = places.grid(folder, methods=["probe"])
+
+    def overtaken(place, job, rows):
+        weights(folder)
+        GridRun(replace(Grid.from_file(path), data_seeds=[1])).go()
+        return places.run_cell(place, job, rows)
+
+    with pytest.raises(ConfigError, match=r"one-4-1-probe.* with another weights"):
+        go(path, work=overtaken)
 
 
 def test_where_the_data_is_decides_nothing_and_is_not_written(folder, monkeypatch):

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_differences_in_markdown():
     assert "ties are within 2.0" in plain.remarks[0]
     assert "too narrow" in plain.remarks[-1]
     assert not any("chosen on" in remark for remark in plain.remarks)
+
+
+def test_on_full_data_seeds_are_no_draws_of_labels():
+    """All seeds train on the same rows there."""
+    few = difference_table(differences(results_of(study()), 16, "lora"))
+    assert "is for the mean over draws of labels; it is given" in few.remarks[1]
+    cells = [replace(c, shots=None) for c in study()]
+    full = difference_table(differences(results_of(cells), None, "lora"))
+    assert "draws of labels" not in full.remarks[1]
+    varied = "initialisation and order, all seeds having the same rows"
+    assert f"is for the mean over {varied}; it is given" in full.remarks[1]
 
 
 def test_two_seeds_have_no_interval():

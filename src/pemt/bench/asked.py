@@ -78,7 +78,7 @@ class Asked:
             if task in self.tasks and method in self.methods:
                 where[method, reason].append(task)
         lines = [f"{m} on {', '.join(tasks)} ({reason})" for (m, reason), tasks in where.items()]
-        return f"Not run, as not defined: {_cut(lines)}." if lines else None
+        return f"Not run, as not defined: {cut(lines)}." if lines else None
 
     def stale(self, cells: Iterable[Cell]) -> str | None:
         """The cells of an earlier grid in this folder, which may not compare with the others."""
@@ -86,7 +86,7 @@ class Asked:
         if not (self.folders and other):
             return None
         what = "Cells that the last grid does not have with its settings"
-        return f"{what} ({len(other)}): {_cut(other)}."
+        return f"{what} ({len(other)}): {cut(other)}."
 
     def missing(self, cells: Iterable[Cell], output: Path) -> str | None:
         """ "37 of 60 cells; missing: ...", or None where nothing is or nobody knows."""
@@ -112,7 +112,7 @@ class Asked:
             f"{method} on {', '.join(tasks)} ({shots_title(shots)}, data seeds {runs})"
             for (method, shots, runs), tasks in alike.items()
         ]
-        return f"{len(asked) - len(places)} of {len(asked)} cells; missing: {_cut(lines)}."
+        return f"{len(asked) - len(places)} of {len(asked)} cells; missing: {cut(lines)}."
 
 
 def read_asked(output: Path) -> Asked:
@@ -158,13 +158,14 @@ def shots_title(shots: int | None) -> str:
     return "full data" if shots is None else f"{shots} shot" + "s" * (shots != 1)
 
 
-def _point(cell: Cell) -> str:
-    return cell.name.rpartition("-")[0]
-
-
-def _cut(lines: Sequence[str]) -> str:
+def cut(lines: Sequence[str]) -> str:
+    """The first of them in one sentence, and how many more there are."""
     more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     return "; ".join(lines[:LISTED]) + more
+
+
+def _point(cell: Cell) -> str:
+    return cell.name.rpartition("-")[0]
 
 
 def _names(side: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -276,6 +277,6 @@ def at_least_one(name: str, value: int | None) -> None:
 
 
 def check_rates(rates: Sequence[float]) -> None:
-    """Refuse learning rates that are not above 0 or stand there twice."""
-    if any(rate <= 0 for rate in rates) or len(set(rates)) != len(rates):
-        raise ConfigError(f"learning_rates={list(rates)}", "give numbers above 0, each once")
+    """Refuse learning rates that are not above 0, not finite, or stand there twice."""
+    if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) != len(rates):
+        raise ConfigError(f"learning_rates={list(rates)}", "give finite numbers above 0, each once")

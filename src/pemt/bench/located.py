@@ -120,7 +120,8 @@ def read_located(path: Path) -> Located:
     """Read a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, or holds a key twice.
+        ConfigError: it cannot be read, is no YAML, holds a key twice or a value that is not what
+            it looks like, or something in it contains itself.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -131,6 +132,11 @@ def read_located(path: Path) -> Located:
         loader = _Loader(text)
         node = loader.get_single_node()
         return Located(None, f"{path}:1") if node is None else _located(loader, node, str(path))
+    except RecursionError:
+        raise ConfigError(
+            f"{path}:1: something in this file stands too deep in lists and mappings",
+            "take some of the brackets out",
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -139,19 +145,35 @@ def read_located(path: Path) -> Located:
             from error  # fmt: skip
 
 
-def _located(loader: _Loader, node: yaml.Node, file: str) -> Located:
+def _located(
+    loader: _Loader, node: yaml.Node, file: str, around: tuple[yaml.Node, ...] = ()
+) -> Located:
     where = f"{file}:{node.start_mark.line + 1}"
+    if any(node is outer for outer in around):
+        raise ConfigError(f"{where}: a value contains itself", "take its alias (*name) out of it")
+    around = (*around, node)
     if isinstance(node, yaml.SequenceNode):
-        return Located([_located(loader, item, file) for item in node.value], where)
+        return Located([_located(loader, item, file, around) for item in node.value], where)
     if not isinstance(node, yaml.MappingNode):
-        return Located(loader.construct_object(node), where)
+        return Located(_scalar(loader, node, where), where)
     found: dict[str, Located] = {}
     for key, value in node.value:
         name, line = str(key.value), f"{file}:{key.start_mark.line + 1}"
         if name in found:
             raise ConfigError(f"{line}: the key {name!r} stands here twice", "take one of them out")
-        found[name] = Located(_located(loader, value, file).value, line)
+        found[name] = Located(_located(loader, value, file, around).value, line)
     return Located(found, where)
+
+
+def _scalar(loader: _Loader, node: yaml.Node, where: str) -> Any:
+    try:
+        return loader.construct_object(node)
+    # what PyYAML lets through, for a day that no month has or a tag such as !!int on a text
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"{where}: {node.value!r} is no value of its kind ({node.tag.rpartition(':')[2]})",
+            "correct it, or put it in quotes where it is a text",
+        ) from error
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pemt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pemt.bench.grid import Grid
-    from pemt.bench.plan import Job, Plan
+    from pemt.bench.plan import BaseIdentity, Job, Plan
     from pemt.bench.workplace import Predictions
 
 GRID = "grid.json"
@@ -73,6 +73,24 @@ class OutputFolder:
             cell = replace(cell, score=job.score)
             write_json(self.place(job.name) / CELL, asdict(cell))
         return cell
+
+    def check_base(self, base: BaseIdentity, names: Iterable[str]) -> None:
+        """Refuse finished cells that have the keys of this base and were made on another one.
+
+        Raises:
+            ConfigError: there is one.
+            DataError: one is damaged.
+        """
+        made = {n: base.differs(read_cell(self.place(n))) for n in names if self.finished(n)}
+        other = {name: parts for name, parts in made.items() if parts}
+        if other:
+            name, parts = next(iter(other.items()))
+            more = f" (and {len(other) - 1} more such cells)" if len(other) > 1 else ""
+            raise ConfigError(
+                f"The finished cell {name} in {self.root} was made on a base with another "
+                f"{' and another '.join(parts)} than {base.asked!r} has now{more}",
+                "give another output folder, or remove the cells of the other base",
+            )
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:

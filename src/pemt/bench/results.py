@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pemt.bench.asked import LISTED, read_asked, shots_title
+from pemt.bench.asked import LISTED, cut, read_asked, shots_title
 from pemt.bench.cell import AT, Cell
 from pemt.bench.found import Found, find, within
 from pemt.errors import ConfigError, DataError, UnknownNameError
@@ -171,7 +171,7 @@ def read_results(
         variants=tuple(
             dict.fromkeys(within(given[s], v) for s, a in asked.items() for v in a.variants)
         ),
-        header=(*header, *replaced),
+        header=(*header, *replaced, *_unlike_rows(cells)),
     )  # fmt: skip
 
 
@@ -215,6 +215,26 @@ def _one_each(found: list[Found], *, latest: bool) -> tuple[list[Found], tuple[s
         return kept, ()
     shown = ", ".join(left[:LISTED]) + (", ..." if len(left) > LISTED else "")
     return kept, (f"Older cells with other settings, left out ({len(left)}): {shown}.",)
+
+
+def _unlike_rows(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """The draws whose cells were not all made from the same rows; cells may not tell theirs."""
+    draws: dict[tuple[str, int | None, int], dict[str, list[str]]] = {}
+    for cell in cells:
+        rows = cell.config.get("rows")
+        digest = rows.get("digest") if isinstance(rows, dict) else None
+        if isinstance(digest, str):
+            made = draws.setdefault((cell.task, cell.shots, cell.data_seed), {})
+            made.setdefault(digest, []).append(cell.arm)
+    unlike = [
+        f"{task} ({shots_title(shots)}, data seed {seed}): {' | '.join(map(', '.join, arms))}"
+        for (task, shots, seed), arms in ((draw, by.values()) for draw, by in draws.items())
+        if len(arms) > 1
+    ]
+    if not unlike:
+        return ()
+    what = "Made from different rows, so that their differences compare rows too"
+    return (f"{what} ({len(unlike)}): {cut(unlike)}.",)
 
 
 def _same(a: Cell, b: Cell) -> bool:

@@ -99,7 +99,8 @@ class GridRun:
             The finished cells, in the grid's order.
 
         Raises:
-            ConfigError: a library that is missing, or Ray is.
+            ConfigError: a library that is missing, or Ray is; or cells of this grid are finished
+                on another base.
             PemtError: a base or expert that cannot be loaded.
         """
         import torch
@@ -113,6 +114,7 @@ class GridRun:
                 self.grid, base, data_dir=self._data_dir, **self._only,
                 on_task=lambda name: self._progress.say(f"Reading {name}"),
             )  # fmt: skip
+            self.folder.check_base(plan.base, [job.name for job in plan.jobs])
             record = record_of()
             place = Workplace(identity=plan.base, libraries=plan.libraries, record=record)
             if self._workers == 1 and self._cluster is None:
@@ -211,6 +213,8 @@ class GridRun:
     def _take(self, report: Report, cells: dict[str, Cell], *, again: bool) -> None:
         job, tally = report.job, self.tally
         if report.cell is not None:
+            if report.became == "found" and self.plan is not None:
+                self.folder.check_base(self.plan.base, [job.name])
             cells[job.name] = report.cell
             tally.add(job, report.cell, found=report.became == "found")
             elsewhere = ", by another run" if report.became == "found" else ""

@@ -114,10 +114,13 @@ def difference_table(
             Entry(str(d.wins)), Entry(str(d.ties)), Entry(str(d.losses)),
         ))  # fmt: skip
     against = title_of(found[0].against)
+    varied = "draws of labels"
+    if found[0].shots is None:
+        varied = "initialisation and order, all seeds having the same rows"
     remarks = [
         f"Method minus {against}, in points, over the data seeds both have; wins are the method's"
         + (f", ties are within {points(tie)}." if tie else "."),
-        f"The interval ({TITLES[kind]}) is for the mean over draws of labels; it is given from "
+        f"The interval ({TITLES[kind]}) is for the mean over {varied}; it is given from "
         f"{MIN_SEEDS} seeds on, says nothing about other test rows, and is not corrected for how "
         "many are read.",
     ]

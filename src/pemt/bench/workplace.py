@@ -44,8 +44,8 @@ class Workplace:
         """The base, with nothing attached.
 
         Raises:
-            ConfigError: the weights or the tokenizer here are other ones than the grid was planned
-                with.
+            ConfigError: the weights, the configuration or the tokenizer here are other ones than
+                the grid was planned with.
         """
         if self.loaded is None:
             import torch
@@ -139,7 +139,8 @@ def run_cell(
             config={
                 "base": {"name": place.identity.name, "precision": place.identity.precision,
                          "weights": place.identity.weights,
-                         "tokenizer": place.identity.tokenizer},
+                         "tokenizer": place.identity.tokenizer,
+                         "exact": place.identity.exact},
                 "task": {"name": job.task.name, "version": job.task.version,
                          **({"description": job.task.description} if job.variant else {})},
                 "settings": result.settings.to_dict(), "learning_rates": list(job.rates),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -60,14 +61,19 @@ class TrainSettings:
     report_to: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "clip"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}", "give a number above 0")
-        for name in ("batch_size", "accumulation", "evaluations", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}", "give a whole number of at least 1"
-                )
+        for name in ("learning_rate", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name}={value}", "give a finite number above 0")
+        if not self.clip > 0:  # "not" refuses nan too
+            raise ConfigError(f"clip={self.clip}", "give a number above 0")
+        for name in ("batch_size", "accumulation", "evaluations", "eval_batch_size",
+                     "max_source_length", "max_target_length"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}", "give a whole number of at least 1")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps={self.warmup_steps}", "give 0 or more")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout}", "give 0 or more, below 1")
         if self.patience is not None and self.patience < 1:
