@@ -120,7 +120,10 @@ def _cut(
             rows = f"rows of the label {word!r}" if word else "rows"
             fix = "ask for fewer shots or add rows"
             if purpose == "validation":
-                fix = "ask for fewer shots, or use the full validation split (validation='full')"
+                fix = (
+                    "ask for fewer shots, use the full validation split (validation='full'), or "
+                    "the training labels alone (validation='cv')"
+                )
             raise DataError(
                 f"Task {task.name!r} has {len(pool)} distinct training {rows}: want {count} for "
                 f"{purpose}" + (f" after {start} for training" if start else ""),
