@@ -12,8 +12,10 @@ import pytest
 
 from pemt.cli import main
 from pemt.cli import predict as command
+from pemt.errors import DataError
 from pemt.experts import ExpertLibrary
 from pemt.tasks.encoding import fingerprint
+from pemt.tasks.rows import _example as as_learnt
 from pemt.training import adapt, streaming
 from tests import tiny
 
@@ -83,6 +85,16 @@ def test_every_format_gives_what_single_texts_give(place, tmp_path, capsys, monk
         assert made["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
     printed = run(capsys, place / "first", "--input", rows).out.split()
     assert printed == [a["answer"] for a in answers]
+
+
+def test_a_missing_value_reads_as_where_it_was_learnt(tmp_path):
+    """As an empty one, not as the word None; a row of nothing else ends the run."""
+    task = replace(tiny.task(tmp_path), template="title: {title} text: {text}")
+    row = {"title": None, "text": "w1 w2", "label": "good"}
+    learnt = as_learnt(task, row, "0", "there")
+    assert command._example(row, task, "there", 0).text == learnt.text == "title:  text: w1 w2"
+    with pytest.raises(DataError, match="there: blank text"):
+        command._example({"title": None, "text": " "}, task, "there", 0)
 
 
 def test_places_for_answers(place, tmp_path, capsys):

@@ -140,6 +140,36 @@ def test_scores_from_text(text, score):
     assert parse_answer(Task.named("stsb"), text) == score
 
 
+@pytest.mark.parametrize("given", [(0.7, 4.9, 0.2), (0.5, 5.0, 0.2), (1.0, 10.0, 0.25), (-3, 3, 2)])
+def test_what_a_task_writes_for_a_score_is_an_answer_to_it(tmp_path, given):
+    """The ends too, where they are no multiples of the step; and no row scores as the worst."""
+    low, high, step = given
+    task = make_task(
+        tmp_path, "scores", kind="regression", labels=[], metrics=["pearson", "spearman"],
+        score_range=[low, high], score_step=step,
+    )  # fmt: skip
+    truth = [low + (high - low) * i / 90 for i in range(91)]
+    read = [parse_answer(task, task.answer(score)) for score in truth]
+    assert all(r is not None and low <= r <= high for r in read)
+    assert max(abs(r - t) for r, t in zip(read, truth, strict=True)) <= step / 2 + 1e-9
+    assert compute(task, read, truth)["pearson"] > 0.9
+    assert parse_answer(task, f"{high + step:.2f}") is None
+
+
+def test_a_written_score_has_the_decimals_of_its_step(tmp_path):
+    task = make_task(
+        tmp_path, "quarters", kind="regression", labels=[], metrics=["pearson"],
+        score_range=[0, 1], score_step=0.25,
+    )  # fmt: skip
+    assert [task.answer(s) for s in (0, 0.26, 0.5, 0.7, 1)] == [
+        "0.00",
+        "0.25",
+        "0.50",
+        "0.75",
+        "1.00",
+    ]
+
+
 def test_case_decides_between_words_that_differ_in_case_only(tmp_path):
     task = make_task(tmp_path, labels=["true", "True"])
     assert parse_answer(task, "True") == 1

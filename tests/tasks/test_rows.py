@@ -8,7 +8,7 @@ import json
 import pytest
 
 from pemt.errors import DataError
-from pemt.tasks.rows import load_examples, locate
+from pemt.tasks.rows import _example, load_examples, locate
 from pemt.tasks.task import Task
 from tests.tasks.builders import make_task, mirror
 
@@ -119,3 +119,13 @@ def test_mirror_rows_render_as_the_paper_s():
     assert {e.target for e in examples["train"]} == {"entailment", "contradiction", "neutral"}
     assert all(e.text.startswith("premise: ") for e in examples["train"])
     assert all(" hypothesis: " in e.text for e in examples["train"])
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_a_blank_group_is_pointed_at(tmp_path, blank):
+    """A CSV file cannot say None; such rows failed where they were scored, after the training."""
+    task = make_task(tmp_path, group={"column": "user"})
+    with pytest.raises(DataError, match="there: no value in the group column 'user'\\n"):
+        _example(task, {"text": "w1", "label": "good", "user": blank}, "0", "there")
+    made = _example(task, {"text": "w1", "label": "good", "user": 0}, "0", "there")
+    assert made.group == "0"

@@ -128,10 +128,11 @@ def _example(row: dict[str, Any], task: Task, where: str, number: int) -> Exampl
     """A row without a label.
 
     Raises:
-        DataError: a column that the task's template needs is not there.
+        DataError: a column that the task's template needs is not there, or nothing but blanks is.
     """
     from pemt.errors import DataError
     from pemt.tasks import Example
+    from pemt.tasks.rows import rendered
 
     needed = (*task.columns, *task.option_columns)
     missing = [c for c in needed if c not in row]
@@ -140,7 +141,8 @@ def _example(row: dict[str, Any], task: Task, where: str, number: int) -> Exampl
             f"{where}: no column {missing[0]!r}",
             f"the task needs {', '.join(needed)}; this row has {', '.join(row)}",
         )
-    return Example(str(number), task.render(row), None, "", options=task.options_of(row, where))
+    text, options = rendered(task, row, where), task.options_of(row, where)
+    return Example(str(number), text, None, "", options=options)
 
 
 def _line(answer: Answer) -> str:

@@ -156,7 +156,8 @@ def parse_answer(task: Task, text: str, options: Sequence[str] = ()) -> int | fl
     """The label index or score that a generated text states; None where it states none.
 
     The whole text must be the label word (spacing, case and a final full stop aside) or a number
-    within the task's score range. A generation task has no such answer: the text is it.
+    within the task's score range, or what the task writes for its ends. A generation task has no
+    such answer: the text is it.
 
     Args:
         task: its kind and label words decide.
@@ -170,8 +171,13 @@ def parse_answer(task: Task, text: str, options: Sequence[str] = ()) -> int | fl
             return words.index(answer)
         return _only([word.lower() for word in words], answer.lower())
     if task.kind == "regression" and re.fullmatch(r"[-+]?\d+(\.\d+)?", answer):
-        low, high = task.score_range or (-np.inf, np.inf)
-        return float(answer) if low <= float(answer) <= high else None
+        if task.score_range is None:
+            return float(answer)
+        # an end that is no multiple of the step is written as one that may lie beyond it
+        low, high = task.score_range
+        written = [float(task.answer(end)) for end in (low, high)]
+        if min(low, *written) <= float(answer) <= max(high, *written):
+            return min(max(float(answer), low), high)
     return None
 
 

@@ -258,18 +258,29 @@ def _example(task: Task, row: Mapping[str, Any], own_id: str, where: str) -> Exa
     check_columns(() if unlabelled_ok else (task.label_column,), row, where)
     if task.leaves_out(row, where):
         return None
-    if all(row[name] is None or not str(row[name]).strip() for name in task.columns):
-        raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
+    text = rendered(task, row, where)
     answer, options = task.label_of(row, where), task.options_of(row, where)
     return Example(
         id=own_id,
-        text=task.render({**row, **{n: "" for n in task.columns if row[n] is None}}, where),
+        text=text,
         label=None if isinstance(answer, str) else answer,
         target=task.answer(answer, options),
         group=_group(task, row, where),
         accepted=task.accepted_of(row),
         options=options,
     )
+
+
+def rendered(task: Task, row: Mapping[str, Any], where: str) -> str:
+    """The text of a row that has the task's columns; a missing value (None) is an empty one.
+
+    Raises:
+        DataError: nothing but blanks.
+    """
+    values = {name: "" if row[name] is None else row[name] for name in task.columns}
+    if not any(str(value).strip() for value in values.values()):
+        raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
+    return task.render({**row, **values}, where)
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:
@@ -284,8 +295,11 @@ def _group(task: Task, row: Mapping[str, Any], where: str) -> str:
     if task.group is None:
         return ""
     value = value_at(row, task.group.column)
-    if value is None:
-        raise DataError(f"{where}: no value in the group column {task.group.column!r}")
+    if value is None or not str(value).strip():
+        raise DataError(
+            f"{where}: no value in the group column {task.group.column!r}",
+            "fill it; a row that belongs to no other has a value of its own",
+        )
     if task.group.pattern is None:
         return str(value)
     match = re.search(task.group.pattern, str(value), re.DOTALL)

@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -271,7 +272,8 @@ class Task:
         if self.kind == "classification":
             return (options or self.labels)[int(label)]
         if self.kind == "regression":
-            decimals = max(1, -math.floor(math.log10(self.score_step) + 1e-9))
+            # as many as the step has: 0.2 one, 0.25 two
+            decimals = max(1, -int(Decimal(f"{self.score_step:.12g}").as_tuple().exponent))
             return f"{round(float(label) / self.score_step) * self.score_step:.{decimals}f}"
         return str(label)
 
