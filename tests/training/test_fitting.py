@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from pemt.errors import ConfigError, DataError, TrainingError
 from pemt.training import fitting, trainer
@@ -297,6 +299,68 @@ def test_patience_outlives_a_kill(task, few, tmp_path, monkeypatch, where):
         made, _ = run(task, few, settings, folder=tmp_path)
     assert (made.best, made.best_step, made.steps) == (0.9, 2, 8)
     assert [h["accuracy"] for h in made.history] == sequence[:4]
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_kill_inside_a_checkpoint_costs_that_checkpoint(task, few, tmp_path, monkeypatch, call):
+    """The newest folder then lacks the Trainer's state, which is written last."""
+    settings = tiny.settings(max_steps=8, evaluations=4, dropout=0.2)
+    whole, wanted = run(task, few, settings, folder=tmp_path / "whole")
+    real, calls = TrainerState.save_to_json, []
+
+    def stop(self, path):
+        calls.append(path)
+        if len(calls) == call:
+            if call > 1:  # a part of it is there
+                Path(path).write_text('{"epoch":', encoding="utf-8")
+            raise Killed
+        real(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", stop)
+        with pytest.raises(Killed):
+            run(task, few, settings, folder=tmp_path / "killed")
+    left = sorted(p.name for p in (tmp_path / "killed").glob("checkpoint-*"))
+    assert f"checkpoint-{2 * call}" in left
+    resumed, state = run(task, few, settings, folder=tmp_path / "killed")
+    assert same(state, wanted)
+    assert (resumed.history, resumed.steps) == (whole.history, whole.steps)
+    assert [p.name for p in (tmp_path / "killed").glob("*check*")] == []
+
+
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("patience", [1, None])
+def test_a_kill_after_the_last_step_trains_no_further(
+    task, few, tmp_path, monkeypatch, patience, validated
+):
+    """Neither a step more than asked for, nor on where patience had stopped it."""
+    sequence = [0.5, 0.4, 0.9, 0.95]
+    settings = tiny.settings(max_steps=8, evaluations=4, patience=patience)
+
+    def go(folder, start=0):
+        left = iter(sequence[start:])
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                fitting, "evaluate", lambda *a, **k: ({"accuracy": next(left), "loss": 1.0}, None)
+            )
+            rows = None if validated else []
+            return run(task, few, settings, folder=folder, validation=rows)
+
+    whole, wanted = go(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+
+        def stop(self):
+            raise Killed
+
+        patch.setattr(trainer.BestState, "restore", stop)
+        with pytest.raises(Killed):
+            go(tmp_path / "killed")
+    resumed, state = go(tmp_path / "killed", start=len(whole.history))
+    assert same(state, wanted)
+    told = [(m.history, m.steps, m.best, m.best_step, m.losses) for m in (whole, resumed)]
+    assert told[0] == told[1]
+    assert whole.steps == (4 if patience and validated else 8)
+    assert [p.name for p in (tmp_path / "killed").glob("*check*")] == []
 
 
 def test_checkpoints_hold_what_trains_and_go_at_the_end(task, few, tmp_path, monkeypatch):

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from pemt.errors import ConfigError, DataError, TrainingError
 from pemt.model import AdaptedModel, PemtModel
@@ -29,7 +30,14 @@ from pemt.training.evaluating import evaluate, lengths, side_of
 from pemt.training.memory import give_back_memory
 from pemt.training.record import write_json
 from pemt.training.settings import TrainSettings
-from pemt.training.trainer import BEST_RECORD, BEST_STATE, BestState, PemtTrainer
+from pemt.training.trainer import (
+    BEST_RECORD,
+    BEST_STATE,
+    TRAINED,
+    BestState,
+    PemtTrainer,
+    read_state,
+)
 from pemt.training.watching import GateWatch
 
 IDENTITY = "identity.json"
@@ -221,7 +229,11 @@ def run(
         if checkpoint is not None:
             best.resume()
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if checkpoint is not None and _ended(Path(checkpoint), total, best):
+            trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+            read_state(model, Path(checkpoint) / TRAINED)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started
         steps, training = trainer.state.global_step, seconds - trainer.judged
         losses = [
@@ -235,8 +247,8 @@ def run(
     give_back_memory()  # a program that adapts in a loop must not grow with it
     processes.wait()
     if keep and processes.is_main():
-        for old in Path(place).glob("checkpoint-*"):
-            shutil.rmtree(old)
+        for old in Path(place).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            _remove(old)
         for name in (BEST_STATE, BEST_RECORD, IDENTITY):
             (Path(place) / name).unlink(missing_ok=True)
     value = best.best[0] if best.best is not None else None
@@ -272,12 +284,17 @@ def fingerprint_of(examples: Sequence[Example]) -> str:
 
 
 def _resumable(folder: Path, identify: Callable[[], dict[str, Any]]) -> str | None:
-    """The checkpoint to go on from, if there is one; writes what this run is.
+    """The last whole checkpoint to go on from, if there is one; writes what this run is.
 
     Raises:
         TrainingError: the checkpoint there was made with other settings, rows or parameters.
     """
     path, identity = folder / IDENTITY, identify()
+    for left in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(left)
+    for place in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not _is_whole(place):
+            _remove(place)
     checkpoint: str | None = get_last_checkpoint(str(folder))
     if checkpoint is not None and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -289,6 +306,29 @@ def _resumable(folder: Path, identify: Callable[[], dict[str, Any]]) -> str | No
             )
     write_json(path, identity)
     return checkpoint
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Not one that a kill cut off: the Trainer writes its state last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / TRAINED).is_file()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint away; killed on the way, what is left is not taken for one."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}")
+    checkpoint.replace(hidden)
+    shutil.rmtree(hidden)
+
+
+def _ended(checkpoint: Path, total: int, best: BestState) -> bool:
+    """Whether the run was over when this checkpoint was written: only its end was not."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    judged = bool(best.history) and best.history[-1]["step"] <= state.global_step
+    return state.global_step >= total or (judged and best.waited_enough())
 
 
 @contextlib.contextmanager

@@ -298,8 +298,12 @@ class BestState(TrainerCallback):  # type: ignore[misc]
             temporary.replace(self.folder / BEST_RECORD)
         return control
 
+    def waited_enough(self) -> bool:
+        """Whether patience is at its end."""
+        return self.patience is not None and self.waited >= self.patience
+
     def _stop_if_waited(self, control: Any) -> None:
-        if self.patience is not None and self.waited >= self.patience:
+        if self.waited_enough():
             control.should_training_stop = True
 
     def restore(self) -> None:
