@@ -150,6 +150,24 @@ def test_several_tasks_in_one_file(place, tmp_path, capsys):
             assert made.get("probabilities") == pytest.approx(one.get("probabilities"), abs=1e-5)
 
 
+def test_scores_are_given_as_numbers_too(place, tmp_path, capsys):
+    rows, out = write(tmp_path / "rows.csv", [{"text": t} for t in texts(4)]), tmp_path / "a.jsonl"
+    run(capsys, place / "second", "--input", rows, "--output", out)
+    shown = run(capsys, place / "second", "--input", rows, "--json").out
+    assert shown == out.read_text()
+    for answer in map(json.loads, shown.splitlines()):
+        assert answer["answer"] == f"{answer['value']:.2f}"
+        assert answer["value"] != float(answer["answer"])
+    shown = run(capsys, place / "first", "--input", rows, "--json").out
+    assert not any("value" in json.loads(line) for line in shown.splitlines())
+
+
+def test_half_a_character_is_refused(place, tmp_path, capsys):
+    rows = write(tmp_path / "rows.jsonl", [{"text": "w1"}, {"text": "cut \ud83d"}])
+    error = run(capsys, place / "first", "--input", rows, code=1).err
+    assert f"{rows}:2: \\ud83d is half a character" in error
+
+
 def test_refusals(place, tmp_path, capsys):
     both = f"{place / 'first'},{place / 'second'}"
     rows = write(tmp_path / "rows.csv", [{"text": "w1", "task": "firts"}])

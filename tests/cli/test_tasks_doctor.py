@@ -128,6 +128,21 @@ def test_show_counts_options_by_label(capsys, tmp_path):
     assert sum(count["1"] for count in counts) == sum(count["2"] for count in counts) == 10
 
 
+def test_show_prints_brackets_as_they_are(capsys, tmp_path):
+    labels = ["[/a]", "[red]"]
+    rows = "".join(f"sample {i},{labels[i % 2]}\n" for i in range(20))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows)
+    make_task(tmp_path, "my [blue]", labels=labels, rows={"files": {"train": "rows.csv"}})
+    assert show(str(tmp_path / "my [blue].yaml")) == 0
+    shown = capsys.readouterr().out
+    for text in ("my [blue] version", "[/a], [red]", "-> [/a]"):
+        assert text in shown
+    (header,) = (line for line in shown.splitlines() if "split" in line and "rows" in line
+                 and "rule" not in line)  # fmt: skip
+    assert "[/a]" in header
+    assert "[red]" in header
+
+
 def test_show_an_unknown_task():
     with pytest.raises(UnknownNameError, match="Did you mean: tweets"):
         show("twets")

@@ -11,7 +11,9 @@ import yaml
 from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.tasks import Task, draw, load_examples, official_splits, task_names
 from pemt.tasks.adhoc import is_data_file, task_from_files, task_name, task_on_file
+from pemt.tasks.metrics import compute
 from pemt.training.deploying import task_from_saved
+from tests.tasks.builders import make_task
 
 SAID = {
     "text_template": "question: {question}",
@@ -159,7 +161,10 @@ def test_a_column_name_with_spaces(tmp_path):
 
 
 def test_names_come_from_files(tmp_path):
-    names = {"my.csv": "my", "My data (2).csv.gz": "My_data_2", "a.b.jsonl": "a_b", "é.tsv": "task"}
+    names = {
+        "my.csv": "my", "My data (2).csv.gz": "My_data_2", "a.b.jsonl": "a_b", "é.tsv": "task",
+        "MY.CSV.GZ": "MY",
+    }  # fmt: skip
     assert {name: task_name(tmp_path / name) for name in names} == names
     assert from_answers(tmp_path, ["a", "b"], name="other").name == "other"
     assert [is_data_file(n) for n in ("a.csv", "a.TSV", "a.jsonl.gz", "a.yaml", "rte")] == [
@@ -191,6 +196,41 @@ def test_a_task_on_another_file(tmp_path):
         "test": ["no"]
     }
     assert replace(other, rows=task.rows, split=task.split) == task
+
+
+def test_a_file_is_read_as_the_task_reads_its_own(tmp_path):
+    task = make_task(
+        tmp_path, rows={"files": {"train": "none.jsonl"}, "drop_labels": ["?"], "distinct": True},
+        group={"column": "at.question"}, metrics=["question_exact_match"],
+    )  # fmt: skip
+    rows = [
+        {"text": f"row {i % 5}", "label": label, "at": {"question": i % 2}}
+        for i, label in enumerate(["bad", "?", "good", "bad", "good", "bad"])
+    ]
+    path = tmp_path / "other.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    other = task_on_file(task, path)
+    examples = load_examples(other)["test"]
+    assert [(e.text, e.target, e.group) for e in examples] == [
+        ("text: row 0", "bad", "0"), ("text: row 2", "good", "0"), ("text: row 3", "bad", "1"),
+        ("text: row 4", "good", "0"),
+    ]  # fmt: skip
+    questions = [e.group for e in examples]
+    assert compute(other, [0, 1, 0, 0], [0, 1, 0, 1], questions) == {"question_exact_match": 0.5}
+
+
+def test_a_file_without_the_group_is_scored_by_row(tmp_path):
+    task = make_task(
+        tmp_path, rows={"files": {"train": "none.csv"}}, group={"column": "at.question"}
+    )
+    path = tmp_path / "other.csv"
+    path.write_text("text,label\nx,bad\ny,good\n", encoding="utf-8")
+    assert task_on_file(task, path).group is None
+    assert [e.group for e in load_examples(task_on_file(task, path))["test"]] == ["", ""]
+    path.write_text("text,label,at.question\nx,bad,1\ny,good,1\n", encoding="utf-8")
+    assert [e.group for e in load_examples(task_on_file(task, path))["test"]] == ["1", "1"]
+    with pytest.raises(DataError, match="does not exist"):
+        task_on_file(task, tmp_path / "missing.csv")
 
 
 @pytest.mark.parametrize("answers", [[{"a": 1}], [[]], [float("nan"), 1.0]])

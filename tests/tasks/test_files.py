@@ -93,6 +93,66 @@ def test_parquet_rows_are_examples_and_errors_name_the_row(tmp_path):
     assert (at("a.parquet", 3), at("a.csv", 3)) == ("a.parquet, row 3", "a.csv:3")
 
 
+def test_parquet_bytes_are_text(tmp_path):
+    """Strings without Parquet's UTF-8 annotation, as older writers leave them."""
+    words, spans = pa.array(["ham", "é", None]), [[{"of": b"a"}], [], None]
+    table = pa.table({
+        "label": words.cast(pa.binary()), "large": words.cast(pa.large_binary()),
+        "coded": words.cast(pa.binary()).dictionary_encode(), "spans": spans,
+        "two": pa.array([b"ab", b"cd", None], pa.binary(2)), "text": words,
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second, third = (row for _, row in read_file(tmp_path / "a.parquet"))
+    assert first == {
+        **dict.fromkeys(("label", "large", "coded", "text"), "ham"), "spans": [{"of": "a"}],
+        "two": "ab",
+    }  # fmt: skip
+    assert [second["label"], second["large"], second["coded"]] == ["é"] * 3
+    assert set(third.values()) == {None}
+
+
+def test_parquet_bytes_that_are_no_text_are_refused_where_they_are_read(tmp_path):
+    """Not where no task looks, as at images beside the text."""
+    table = pa.table({"text": ["a", "b"], "label": [b"good", b"\xff"], "image": [b"\xff"] * 2})
+    pq.write_table(table, tmp_path / "a.parquet")
+    task = make_task(tmp_path, rows={"files": {"train": "a.parquet"}})
+    with pytest.raises(
+        DataError, match=r"a\.parquet, row 2: the column 'label' holds bytes that are not UTF-8\n"
+    ):
+        load_examples(task)
+    pq.write_table(table.slice(0, 1), tmp_path / "a.parquet")
+    (example,) = load_examples(task)["train"]
+    assert (example.text, example.label) == ("text: a", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("A.CSV", "text,label\nx,0\n"),
+        ("A.Tsv", "text\tlabel\nx\t0\n"),
+        ("A.JSONL", '{"text": "x", "label": "0"}\n'),
+        ("A.CSV.GZ", zipped("text,label\nx,0\n")),
+    ],
+)
+def test_suffixes_are_read_in_any_case(tmp_path, name, content):
+    assert [row for _, row in read_file(put(tmp_path, name, content))] == [
+        {"text": "x", "label": "0"}
+    ]
+
+
+def test_parquet_is_read_in_any_case(tmp_path):
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "A.PARQUET")
+    assert read_file(tmp_path / "A.PARQUET") == [(1, {"text": "x"})]
+    assert at("A.PARQUET", 3) == "A.PARQUET, row 3"
+
+
+def test_whole_characters_in_escapes_are_read(tmp_path):
+    r"""A pair of surrogates is a character, and an escaped backslash before u no surrogate."""
+    content = r"""{"text": "\ud83d\ude00", "\uD83D\uDE00": ["\\ud83d", "\ud7ff"]}"""
+    ((_, row),) = read_file(put(tmp_path, "a.jsonl", content))
+    assert row == {"text": "\U0001f600", "\U0001f600": ["\\ud83d", "\ud7ff"]}
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
@@ -106,6 +166,9 @@ def test_parquet_rows_are_examples_and_errors_name_the_row(tmp_path):
         ("a.jsonl", JSONL + "{broken\n", r"a\.jsonl:4: not JSON: .* column 2\n.*one JSON object"),
         ("a.jsonl", LINE + LINE[:-4] + "\n" + LINE, r"a\.jsonl:2: not JSON"),
         ("a.jsonl", LINE + "[1]\n", r"a\.jsonl:2: a list, not an object\n.*\{"),
+        ("a.jsonl", LINE + r'{"text": "so \ud83d"}', r"a\.jsonl:2: \\ud83d is half a.*\n.*whole"),
+        ("a.jsonl", r'{"text": {"of": ["\uDE00", 1]}}', r"a\.jsonl:1: \\ude00 is half a character"),
+        ("a.jsonl", LINE + r'{"t": {"\uD83dx": 1}}', r"a\.jsonl:2: \\ud83d is half a character"),
         ("a.csv", 'text,label\n"x\ny",0\nz\n', r"a\.csv:4: 1 cells, and the header has 2 \(te.*\n"),
         ("a.csv", "text,label\nx,y,0\n", r"a\.csv:2: 3 cells.*\n.*quote cells"),
         ("a.csv", 'text,label\nx,0\n"y,1\nz,0\n', r"a\.csv:3: .*\n.*close every quote"),

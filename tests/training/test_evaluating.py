@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -133,6 +135,15 @@ def test_regression_learns_on_an_encoder(tmp_path):
     with torch.no_grad():
         ids = torch.tensor([base.tokenizer(splits.train[0].text)["input_ids"]])
         assert made.values[0] == pytest.approx(float(model(ids).logits), abs=1e-4)
+
+
+@pytest.mark.parametrize(("step", "decimals"), [(1.0, 2), (0.2, 2), (0.25, 3), (0.0005, 5)])
+def test_scores_are_written_a_decimal_finer_than_the_task_s(tmp_path, step, decimals):
+    base, model = model_on("bert", outputs=1)
+    task, splits = examples(tmp_path, "regression")
+    task = replace(task, score_step=step)
+    made = predict(model, task, base.tokenizer, splits.test, tiny.settings())
+    assert made.texts == [f"{value:.{decimals}f}" for value in made.values]
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])

@@ -35,7 +35,7 @@ def evaluate(
     Args:
         run: folder that `pemt adapt` wrote, or the model folder in it.
         task: another task; its label words must be the model's. Or a data file (.csv, .tsv, .jsonl,
-            .parquet): all of its rows are scored, read as the model's own task reads rows.
+            .parquet): its rows are scored, read and left out as the model's own task does.
         split: which rows.
         rows: at most this many, drawn by seed 0.
         library: folder or hf:// address of the experts, if they were not saved with the model.

@@ -148,6 +148,8 @@ def _example(row: dict[str, Any], task: Task, where: str, number: int) -> Exampl
 def _line(answer: Answer) -> str:
     entry: dict[str, Any] = {} if answer.task is None else {"task": answer.task}
     entry |= {"text": answer.example.text, "answer": answer.text}
+    if isinstance(answer.value, float):  # a score, which the text rounds
+        entry["value"] = answer.value
     if answer.probabilities is not None:
         entry["probabilities"] = answer.probabilities
     return json_format.dumps(entry, ensure_ascii=False)

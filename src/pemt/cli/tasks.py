@@ -176,7 +176,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console, task = Console(), report["task"]
-    console.print(f"[bold]{task['name']}[/bold] version {task['version']}, {task['kind']}")
+    console.print(f"[bold]{escape(task['name'])}[/bold] version {task['version']}, {task['kind']}")
     console.print(escape(task["description"].strip()))
     facts = Table(show_header=False)
     for key in ("template", "labels", "metrics", "licence", "citation", "notes"):
@@ -191,7 +191,7 @@ def _print(report: dict[str, Any]) -> None:
         console.print("The rows are not at hand; they are fetched when a command first needs them.")
         return
     counts = report.get("label_counts")
-    table = Table("split", "rows", *(task["labels"] if counts else ()))
+    table = Table("split", "rows", *(map(escape, task["labels"]) if counts else ()))
     for split, size in report["splits"].items():
         cells = [str(n) for n in counts[split].values()] if counts else []
         table.add_row(split, str(size), *cells)

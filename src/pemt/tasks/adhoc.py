@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from pemt.errors import ConfigError, DataError, UnknownNameError
 from pemt.tasks.definition import KINDS, METRICS
-from pemt.tasks.files import PARQUET, SUFFIXES, at, read_file
+from pemt.tasks.files import PARQUET, SUFFIXES, at, read_file, stream_file
 from pemt.tasks.rows import check_columns
 from pemt.tasks.sources import RowSource, SplitRule, value_at
 from pemt.tasks.task import Kind, Task, integer_text
@@ -32,7 +32,10 @@ _STEPS = 20
 
 
 def is_data_file(path: str | Path) -> bool:
-    """Whether a path's name is that of a data file (.csv, .tsv, .jsonl, .parquet, or .gz)."""
+    """Whether a path's name is that of a data file (.csv, .tsv, .jsonl, .parquet, or .gz).
+
+    Case doesn't matter, here or where files are read.
+    """
     name = str(path).lower().removesuffix(".gz")
     return name.endswith(DATA_SUFFIXES)
 
@@ -112,15 +115,28 @@ def task_from_files(
 
 
 def task_on_file(task: Task, path: str | Path) -> Task:
-    """The same task with one file as its only rows, all in the split "test"."""
+    """The same task with one file as its only rows, all in the split "test".
+
+    Rows are read as the task's own are: the labels it drops, and its groups where the file has
+    their column.
+
+    Raises:
+        DataError: a task with groups, and a file that cannot be read.
+    """
+    group, path = task.group, Path(path)
+    if group is not None:
+        rows = stream_file(path, refuse=_leave_out)
+        if all(value_at(row, group.column) is None for _, row in rows):
+            group = None
     return replace(
-        task, rows=RowSource(files={"test": Path(path)}), split=SplitRule(rule="own"), group=None
-    )
+        task, rows=replace(task.rows, files={"test": path}), split=SplitRule(rule="own"),
+        group=group,
+    )  # fmt: skip
 
 
 def task_name(path: Path) -> str:
     """A name that folders and experts can have, from a file's: "My data.csv.gz" is "My_data"."""
-    stem = path.name.removesuffix(".gz").rpartition(".")[0]
+    stem = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE).rpartition(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:64] or "task"
 
 

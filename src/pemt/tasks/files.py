@@ -48,21 +48,24 @@ def stream_file(path: Path, refuse: Refuse = raise_first) -> Iterator[Row]:
 
     Args:
         path: ``.csv``, ``.tsv`` (both with a header) or ``.jsonl``, UTF-8, ``.gz`` may follow; or
-            ``.parquet``, whose nested columns stay dicts and lists.
+            ``.parquet``, whose nested columns stay dicts and lists and whose bytes are UTF-8 text.
+            Suffixes are read in any case.
         refuse: is told of each broken line, so that all can be listed; such lines are left out,
             but for bytes that are not UTF-8, which become U+FFFD.
 
     Raises:
         DataError: missing, empty, truncated, not UTF-8, a broken line; file and line are named.
     """
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if path.suffix != PARQUET and suffix not in SUFFIXES:
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    parquet = name.endswith(PARQUET)
+    if not parquet and suffix not in SUFFIXES:
         raise DataError(
             f"{path} is none of the file types read here",
             f"allowed: {', '.join(SUFFIXES)}, each also with .gz, and {PARQUET}",
         )
     some = False
-    for row in _parquet(path) if path.suffix == PARQUET else _text_rows(path, suffix, refuse):
+    for row in _parquet(path) if parquet else _text_rows(path, suffix, refuse):
         some = True
         yield row
     if not some:
@@ -81,7 +84,8 @@ def _text_rows(path: Path, suffix: str, refuse: Refuse) -> Iterator[Row]:
 
 def at(source: str, number: int) -> str:
     """Where a row is, for messages: "file:line", and "file, row 3" where there are no lines."""
-    return f"{source}, row {number}" if source.endswith(PARQUET) else f"{source}:{number}"
+    parquet = source.lower().endswith(PARQUET)
+    return f"{source}, row {number}" if parquet else f"{source}:{number}"
 
 
 def decode(content: bytes, where: str) -> str:
@@ -101,7 +105,7 @@ def parse_jsonl(text: str, where: str) -> Iterator[Row]:
     """One JSON object a line; empty lines are skipped.
 
     Raises:
-        DataError: a line that is not JSON, or not an object.
+        DataError: a line that is not JSON, not an object, or with half a character.
     """
     return _jsonl(text.split("\n"), where, raise_first)
 
@@ -121,8 +125,25 @@ def _jsonl(lines: Iterable[str], where: str, refuse: Refuse) -> Iterator[Row]:
             fix = 'write one object a line: {"text": "...", "label": ...}'
             refuse(f"{where}:{number}", DataError(what, fix))
             continue
+        half = _half_character(line, row)
+        if half:
+            what = f"{where}:{number}: {half} is half a character (a lone surrogate)"
+            fix = "write the whole character, or take it out"
+            refuse(f"{where}:{number}", DataError(what, fix))
+            continue
         # The parser makes new strings for the same few names in every line.
         yield number, {sys.intern(key): value for key, value in row.items()}
+
+
+def _half_character(line: str, row: dict[str, Any]) -> str:
+    """The first escape in a row that leaves a surrogate without its pair; "" where none does."""
+    if "\\ud" not in line and "\\uD" not in line:
+        return ""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(error.object[error.start]):04x}"
+    return ""
 
 
 def _csv(lines: Iterable[str], where: str, delimiter: str, refuse: Refuse) -> Iterator[Row]:
@@ -185,9 +206,13 @@ def _parquet(path: Path) -> Iterator[Row]:
                 raise DataError(
                     f"{path}: the column {twice[0]!r} is there twice", "rename one or take it out"
                 )
+            # strings without the annotation that calls them text, perhaps inside a nested column
+            binary = [f.name for f in file.schema_arrow if "binary" in str(f.type)]
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
                 for row in batch.to_pylist():
                     number += 1
+                    for name in binary:
+                        row[name] = _decoded(row[name])
                     yield number, row
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", "check the path") from None
@@ -199,6 +224,20 @@ def _parquet(path: Path) -> Iterator[Row]:
         ) from error
 
 
+def _decoded(value: Any) -> Any:
+    """A value with its bytes, however deep, as text; those that are no UTF-8 stay, as of images."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_decoded(item) for item in value)
+    return value
+
+
 @contextmanager
 def _stream(path: Path) -> Iterator[IO[bytes]]:
     try:
@@ -208,7 +247,7 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}", "check its permissions") from error
     with stream:
-        if path.suffix != ".gz":
+        if path.suffix.lower() != ".gz":
             yield stream
             return
         with gzip.GzipFile(fileobj=stream) as unpacked:

@@ -215,7 +215,7 @@ def _mirror(task: Task, folder: Path) -> Origin:
 
 
 def check_columns(names: Sequence[str], row: Mapping[str, Any], where: str) -> None:
-    """Refuse a row that lacks a column; dots in a name may lead into a mapping.
+    """Refuse a row that lacks a column, or has bytes there; dots may lead into a mapping.
 
     Raises:
         DataError: with a suggestion and the columns there are.
@@ -230,6 +230,11 @@ def check_columns(names: Sequence[str], row: Mapping[str, Any], where: str) -> N
                 f"{where}: no column {name!r}.{hint}",
                 f"the columns are: {', '.join(map(str, row))}; rename one, or change the task's "
                 "template and label_column",
+            )
+        if isinstance(row.get(name), bytes):
+            raise DataError(
+                f"{where}: the column {name!r} holds bytes that are not UTF-8",
+                "save it as text",
             )
 
 
@@ -275,8 +280,9 @@ def rendered(task: Task, row: Mapping[str, Any], where: str) -> str:
     """The text of a row that has the task's columns; a missing value (None) is an empty one.
 
     Raises:
-        DataError: nothing but blanks.
+        DataError: nothing but blanks, or bytes that are no text.
     """
+    check_columns(task.columns, row, where)
     values = {name: "" if row[name] is None else row[name] for name in task.columns}
     if not any(str(value).strip() for value in values.values()):
         raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")

@@ -217,8 +217,10 @@ def predict(
                     )
             elif scores is None:
                 numbers = model(ids, mask).logits.squeeze(-1).tolist()
+                # one more than the task writes, and so two at least
+                decimals = len(task.answer(0.0).partition(".")[2]) + 1
                 for i, value in zip(rows, numbers, strict=True):
-                    values[i], texts[i] = value, f"{value:.2f}"
+                    values[i], texts[i] = value, f"{value:.{decimals}f}"
             else:
                 own = [choices[i] for i in rows]
                 logs = _ranked(model, ids, mask, own, answer_ids).float().cpu()
