@@ -21,6 +21,7 @@ import pemt.experts
 from pemt.errors import ConfigError, ExpertError, UnknownNameError
 from pemt.experts import ExpertLibrary, folder, load_expert
 from pemt.experts import library as library_module
+from pemt.experts.folder import hidden_sibling
 
 from .builders import make_expert
 
@@ -208,7 +209,7 @@ def test_a_reader_that_is_overtaken_without_end_says_so(library, monkeypatch):
 
 def test_a_reader_waits_for_an_expert_that_is_parked(library):
     """Where names cannot be swapped, the old folder is moved aside for a moment."""
-    aside = (library.root / "films").rename(library.root / ".films.1.old")
+    aside = (library.root / "films").rename(hidden_sibling(library.root / "films", "old"))
     timer = threading.Timer(0.1, lambda: aside.rename(library.root / "films"))
     timer.start()
     assert library.load("films").name == "films"
@@ -218,6 +219,24 @@ def test_a_reader_waits_for_an_expert_that_is_parked(library):
         library.info("films")
 
 
+@pytest.mark.parametrize("name", [".films.mine.old", f".films.2.{'0' * 32}.old"])
+def test_other_hidden_files_are_no_parked_expert(library, name):
+    """A reader does not wait for what no writer has put there."""
+    (library.root / "films").rename(library.root / name)
+    with pytest.raises(UnknownNameError, match="'films'"):
+        library.load("films")
+
+
+def test_no_card_is_written_through_a_link(library, tmp_path):
+    outside = (library.root / "films").rename(tmp_path / "films")
+    (library.root / "z").symlink_to(outside)
+    before = (outside / "README.md").read_bytes()
+    with pytest.raises(ExpertError, match=r"'z' .*is a symbolic link"):
+        library.write_card("z", "# Not here\n")
+    assert (outside / "README.md").read_bytes() == before
+    assert hidden(library) == []
+
+
 def test_another_writers_folder_is_gone_before_it_is_looked_at(library, monkeypatch):
     """Folders are prepared without the lock, so one that was just listed may be in its place."""
     listed = Path.glob
@@ -225,7 +244,7 @@ def test_another_writers_folder_is_gone_before_it_is_looked_at(library, monkeypa
     def glob(self, pattern):
         yield from listed(self, pattern)
         if pattern.endswith(".tmp"):
-            yield self / ".films.0.tmp"
+            yield hidden_sibling(self / "films", "tmp")
 
     monkeypatch.setattr(Path, "glob", glob)
     library.add(make_expert("more"))

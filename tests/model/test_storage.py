@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -103,6 +104,85 @@ def test_an_altered_expert_is_refused(folder, base, file):
         PemtModel.from_pretrained(folder, base=base)
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {}, [], None, 5, ["model.safetensors"], {"README.md": "0"},
+        {"../model.safetensors": "0"},
+    ],
+)  # fmt: skip
+def test_files_that_verify_something_else_are_refused(folder, base, files):
+    """Whatever pemt.json says, the weights are verified."""
+    flip(folder / storage.WEIGHTS)
+    change(folder, files=files)
+    with pytest.raises(ConfigError, match=r"pemt\.json lists .*files"):
+        PemtModel.from_pretrained(folder, base=base)
+
+
+@pytest.mark.parametrize("more", [storage.INSTANT, "README.md", "../x"])
+def test_files_beside_the_weights_are_refused(folder, base, more):
+    (folder / more).write_text("x")
+    files = {**read_description(folder)["files"], more: storage._sha256(folder / more)}
+    change(folder, files=files)
+    with pytest.raises(ConfigError, match=r"pemt\.json lists .*files"):
+        PemtModel.from_pretrained(folder, base=base)
+
+
+def test_files_of_a_run_without_experts_are_checked_too(folder):
+    """Runs of other methods are read through `verify_files` alone."""
+    described = read_description(folder)
+    storage.verify_files(folder, described)
+    with pytest.raises(ConfigError, match=r"pemt\.json lists .*files"):
+        storage.verify_files(folder, {**described, "format_version": 3, "files": {}})
+
+
+def test_the_instant_file_may_be_absent_but_not_unverified(folder):
+    described = {**read_description(folder), "instant": {}}
+    storage.verify_files(folder, described)  # a mixture without numbers writes no such file
+    (folder / storage.INSTANT).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"instant\.safetensors is not recorded"):
+        storage.verify_files(folder, described)
+    files = {**described["files"], storage.INSTANT: storage._sha256(folder / storage.INSTANT)}
+    storage.verify_files(folder, {**described, "files": files})
+
+
+@pytest.mark.parametrize("name", ["../../a", "/a", "..", "", "a/../a", ".a", 5, None])
+def test_an_expert_outside_the_folder_is_not_read(folder, base, name):
+    shutil.copytree(folder / "experts" / "a", folder.parent / "a")
+    if name == "/a":
+        name = str(folder.parent / "a")
+    first, *rest = read_description(folder)["experts"]
+    change(folder, experts=[{**first, "name": name}, *rest])
+    with pytest.raises(ConfigError, match=r"pemt\.json .*cannot be an expert's name"):
+        PemtModel.from_pretrained(folder, base=base)
+
+
+@pytest.mark.parametrize("experts", [{}, None, "ab", [1], ["a"], [{"name": "a"}], [{}]])
+def test_experts_of_another_form_are_refused(folder, base, experts):
+    change(folder, experts=experts)
+    with pytest.raises(ConfigError, match=r"pemt\.json lists .*experts"):
+        PemtModel.from_pretrained(folder, base=base)
+
+
+@pytest.mark.parametrize("name", ["pemt.json", "model.safetensors", "experts", "experts/b"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_inside_are_refused(folder, base, name, dangling):
+    outside = folder.parent / "outside" / Path(name).name
+    outside.parent.mkdir()
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    if dangling:
+        outside.rename(outside.with_name("gone"))
+    library = ExpertLibrary(folder.parent / "outside")
+    with pytest.raises((ConfigError, ExpertError), match="is a symbolic link"):
+        PemtModel.from_pretrained(folder, base=base, library=library)
+
+
+def test_a_linked_folder_is_read(saved, base, tmp_path):
+    (tmp_path / "link").symlink_to(saved)
+    PemtModel.from_pretrained(tmp_path / "link", base=base).detach()
+
+
 def test_a_missing_expert_is_refused(folder, base):
     shutil.rmtree(folder / "experts" / "b")
     with pytest.raises(ExpertError, match="Expert 'b' is not in"):
@@ -194,7 +274,7 @@ def test_parameters_of_another_shape_are_refused(folder, base):
         PemtModel.from_pretrained(folder, base=base)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"format_version": 1}', "[" * 200_000])
 def test_a_description_that_is_none_is_refused(folder, base, content):
     (folder / storage.CONFIG).write_text(content)
     with pytest.raises(ConfigError, match=r"pemt\.json"):
@@ -213,6 +293,91 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
         tiny.pemt(tiny.base("bert")).save_pretrained(tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "weights.bak/model.pt", "experts/notes.txt", "experts/a/results.csv"]
+)
+def test_saving_again_does_not_lose_what_others_put_there(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("years of work")
+    before = everything(folder.parent)
+    with pytest.raises(ConfigError, match=rf"{name}.*\n.*move them elsewhere"):
+        tiny.pemt(tiny.base("bert")).save_pretrained(folder)
+    assert everything(folder.parent) == before
+
+
+def test_saving_again_over_what_is_ours_or_the_systems(folder):
+    shutil.copytree(folder / "experts" / "a", folder / "experts" / "z")
+    for name in (".gitattributes", ".cache/x", "instant.safetensors", "desktop.ini"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    (folder / storage.WEIGHTS).unlink()  # a damaged model is replaced too
+    tiny.pemt(tiny.base("bert")).save_pretrained(folder)
+    assert sorted(p.name for p in (folder / "experts").iterdir()) == ["a", "b", "c"]
+    assert (folder / storage.WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize(
+    "where", [".", "", "..", "here", "file", "file/model", "link", "n" * 250, "n" * 300]
+)
+def test_a_place_that_cannot_be_a_folder_is_named(tmp_path, monkeypatch, where):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "file").write_text("mine")
+    (here / "link").symlink_to("nowhere")
+    monkeypatch.chdir(here)
+    place = here if where == "here" else Path(where)
+    before = everything(tmp_path)
+    said = str(place)[:200]
+    with pytest.raises(ConfigError) as caught:
+        tiny.pemt(tiny.base("bert")).save_pretrained(place)
+    assert said in str(caught.value)
+    assert caught.value.fix
+    assert everything(tmp_path) == before
+    with pytest.raises(ConfigError):
+        storage.check_place(place)  # before the work as well
+
+
+@pytest.mark.parametrize("model_there", [True, False])
+def test_the_current_folder_is_not_replaced(folder, monkeypatch, model_there):
+    if not model_there:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    monkeypatch.chdir(folder)
+    before = everything(folder)
+    with pytest.raises(ConfigError, match="current folder"):
+        tiny.pemt(tiny.base("bert")).save_pretrained(".")
+    assert everything(folder) == before
+
+
+def test_a_place_that_the_system_refuses_is_named(tmp_path, monkeypatch):
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(storage, "_swap", busy)
+    with pytest.raises(ConfigError, match=r"mounted cannot be written: Device or resource busy"):
+        tiny.pemt(tiny.base("bert")).save_pretrained(tmp_path / "mounted")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_name(tmp_path):
+    """A name that passes the check before the work does not fail after it."""
+    place = tmp_path / ("n" * storage.NAME_BYTES)
+    for _ in range(2):
+        assert tiny.pemt(tiny.base("bert")).save_pretrained(place).is_dir()
+
+
+def test_files_are_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    told = io.text_encoding
+    monkeypatch.setattr(  # what open() makes of no encoding where the locale is Windows'
+        io, "text_encoding", lambda e, level=2: "cp1252" if e is None else told(e, level)
+    )
+    extra = {"task": {"name": "Größe"}}
+    place = tiny.pemt(tiny.base("bert")).save_pretrained(tmp_path / "model", extra=extra)
+    for name in (storage.CONFIG, "README.md"):
+        assert "\ufffd" not in (place / name).read_bytes().decode()
+    assert read_description(place)["extra"] == extra
 
 
 def test_saving_again_replaces(folder):

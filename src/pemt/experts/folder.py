@@ -17,6 +17,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -32,6 +33,7 @@ from pemt.experts.manifest import (
     BOTTLENECK,
     BROKEN,
     HEAD,
+    MALFORMED,
     MANIFEST,
     PROMPT,
     check_listing,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 
 _FACTORS = ("shared", "u", "v")
+_HIDDEN = re.compile(r"\.(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\.[0-9a-f]{32}\.(?P<role>old|tmp)")
 
 # --- writing ------------------------------------------------------------------------------------
 
@@ -98,6 +101,12 @@ def save_expert(expert: Expert, folder: str | Path, *, overwrite: bool = False) 
 def hidden_sibling(folder: Path, role: str) -> Path:
     """A name beside `folder` that no expert can have: `.<name>.<unique>.<role>`."""
     return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.{role}")
+
+
+def hidden_of(path: Path, role: str) -> str | None:
+    """The name that `hidden_sibling` hid in this role; None of any other file, the user's own."""
+    match = _HIDDEN.fullmatch(path.name)
+    return match["name"] if match is not None and match["role"] == role else None
 
 
 def discard(path: Path) -> None:
@@ -235,9 +244,12 @@ def load_expert(folder: str | Path, *, verify: bool = True) -> Expert:
     for name, content in files.items():
         if verify and sha256(content) != manifest["files"][name]:
             refuse(place, f"{name} is altered: its sha256 is not the recorded one", BROKEN)
-    stores = {name: _tensors(place, name, content) for name, content in files.items()}
-    for name, tensors in stores.items():
-        _check_tensors(place, name, tensors, manifest["tensors"].get(name, {}))
+    try:
+        stores = {name: _tensors(place, name, content) for name, content in files.items()}
+        for name, tensors in stores.items():
+            _check_tensors(place, name, tensors, manifest["tensors"].get(name, {}))
+    except MALFORMED as error:
+        refuse(place, f"its tensors do not fit {MANIFEST}: {error!r}", BROKEN)
     try:
         layers = _layers(info, manifest["layers"], files, stores)
         return Expert(
@@ -252,7 +264,7 @@ def load_expert(folder: str | Path, *, verify: bool = True) -> Expert:
         )
     except PemtError as error:
         refuse(place, f"its parts contradict each other: {error.what}", error.fix)
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         refuse(place, f"its files do not fit {MANIFEST}: {error!r}", BROKEN)
 
 
@@ -293,7 +305,7 @@ def _layers(
         if recorded:
             raise ExpertError(f"{MANIFEST} lists branches of a prompt.", BROKEN)
         if ADAPTER in stores:
-            prompt_from_peft(json.loads(files[ADAPTER_CONFIG]), stores[ADAPTER], stores[PROMPT])
+            prompt_from_peft(_peft_config(files), stores[ADAPTER], stores[PROMPT])
         return ()
     if info.kind == "bottleneck":
         own = stores[BOTTLENECK]
@@ -306,7 +318,7 @@ def _layers(
             for y in recorded
         )
     modules = [y["module"] for y in recorded]
-    layers = lora_from_peft(json.loads(files[ADAPTER_CONFIG]), stores[ADAPTER], modules=modules)
+    layers = lora_from_peft(_peft_config(files), stores[ADAPTER], modules=modules)
     for layer, y in zip(layers, recorded, strict=True):
         if not math.isclose(layer.scale, y["scale"], rel_tol=1e-9):
             raise ExpertError(
@@ -318,6 +330,13 @@ def _layers(
         dataclasses.replace(layer, scale=y["scale"])
         for layer, y in zip(layers, recorded, strict=True)
     )
+
+
+def _peft_config(files: Mapping[str, bytes]) -> dict[str, Any]:
+    config = json.loads(files[ADAPTER_CONFIG])
+    if not isinstance(config, dict):
+        raise ExpertError(f"{ADAPTER_CONFIG} holds no settings.", BROKEN)
+    return config
 
 
 def _factors(stored: Mapping[str, Tensor]) -> PromptFactors | None:

@@ -323,6 +323,7 @@ class ExpertLibrary:
 
         Raises:
             UnknownNameError: no expert of that name.
+            ExpertError: a link stands in the expert's place, or the card cannot be written.
         """
         self.require_writable()
         if name is not None:

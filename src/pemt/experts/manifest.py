@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,13 @@ PROMPT = "prompt.safetensors"
 HEAD = "head.safetensors"
 CARD = "README.md"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
-_SYSTEM_FILES = {".DS_Store", ".gitattributes", "desktop.ini", "Thumbs.db"}
+SYSTEM_FILES = {".DS_Store", ".gitattributes", "desktop.ini", "Thumbs.db"}
 _PARTS: dict[str, type] = {"files": dict, "info": dict, "layers": list, "tensors": dict}
 BROKEN = "get a fresh copy of the expert, or train it again"
+# what Python raises over content of another form; RuntimeError is also JSON nested too deep
+MALFORMED = (
+    ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error,
+)  # fmt: skip
 
 
 def read_manifest(place: Path) -> tuple[ExpertInfo, dict[str, Any]]:
@@ -48,7 +53,7 @@ def read_manifest(place: Path) -> tuple[ExpertInfo, dict[str, Any]]:
         refuse(place, "is no folder", "an expert is a folder with expert.json inside")
     try:
         manifest = json.loads(read_file(place, MANIFEST))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         refuse(place, f"{MANIFEST} is not JSON ({error})", BROKEN)
     try:
         if not isinstance(manifest, dict) or not isinstance(manifest.get("info"), dict):
@@ -61,8 +66,11 @@ def read_manifest(place: Path) -> tuple[ExpertInfo, dict[str, Any]]:
                 raise ExpertError(f"Its {part} is no {form.__name__}.", BROKEN)
         if content_hash(manifest) != info.content_hash:
             raise ExpertError("It is altered: its content hash is not the recorded one.", BROKEN)
+        readable(manifest)  # JSON can name half a character, which can be neither shown nor written
     except PemtError as error:
         refuse(place, f"{MANIFEST} cannot be used: {error.what}", error.fix)
+    except MALFORMED as error:
+        refuse(place, f"{MANIFEST} cannot be used: {error!r}", BROKEN)
     if info.name != place.name:
         refuse(
             place,
@@ -83,7 +91,7 @@ def check_listing(place: Path, info: ExpertInfo, recorded: Mapping[str, str]) ->
             refuse(place, f"{name} is a symbolic link", "copy the file itself")
         if may_hold_pickle(name):
             refuse(place, f"{name} may hold a pickle", "remove it: nothing is ever unpickled")
-        known = name in recorded or name in (MANIFEST, CARD, *_SYSTEM_FILES)
+        known = name in recorded or name in (MANIFEST, CARD, *SYSTEM_FILES)
         if not known and not path.is_dir():
             refuse(place, f"{name} is not recorded in {MANIFEST}", "remove it")
 

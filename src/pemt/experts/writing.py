@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pemt.errors import ExpertError
-from pemt.experts.folder import _move, _replace, _sync, _write, discard, hidden_sibling
+from pemt.experts.folder import (
+    _move,
+    _replace,
+    _sync,
+    _write,
+    discard,
+    hidden_of,
+    hidden_sibling,
+)
 from pemt.experts.manifest import CARD, MANIFEST, refuse
 
 LEFTOVER_SECONDS = 3600.0  # a writer that has been silent for so long is dead
@@ -102,8 +110,14 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def replace_card(root: Path, folder: Path, text: str) -> None:
-    """Put a card into an expert's folder in one step; its readers never see half of it."""
-    with staging(root, folder.name) as place:
+    """Put a card into an expert's folder in one step; its readers never see half of it.
+
+    Raises:
+        ExpertError: the folder is a link, which may lead out of the library.
+    """
+    if folder != root and folder.is_symlink():
+        refuse(folder, "is a symbolic link", "copy the expert itself into the library")
+    with staging(root, "card") as place:
         write_file(place / CARD, text.encode())
         (place / CARD).replace(folder / CARD)
 
@@ -135,18 +149,23 @@ def vanish(root: Path, folder: Path) -> None:
 
 def parked(folder: Path) -> bool:
     """Whether a writer has moved this folder aside for a moment, to put a new one there."""
-    return any(folder.parent.glob(f".{folder.name}.*.old"))
+    return any(hidden_of(path, "old") == folder.name for path in folder.parent.glob(".*.old"))
 
 
 def _clear_leftovers(root: Path) -> None:
     """Remove what killed writers left, and put back an expert they had only parked."""
     for path in root.glob(".*.old"):
-        home = root / path.name[1:].rsplit(".", 2)[0]
+        name = hidden_of(path, "old")
+        if name is None:
+            continue
+        home = root / name
         if home.exists():
             discard(path)
         else:
             path.rename(home)
     for path in root.glob(".*.tmp"):
+        if hidden_of(path, "tmp") is None:
+            continue
         try:
             silent = time.time() - path.lstat().st_mtime
         except FileNotFoundError:  # another writer's, who prepares without the lock, and is done

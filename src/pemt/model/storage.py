@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from pemt.errors import ConfigError, ExpertError
 from pemt.experts import Expert, ExpertLibrary, load_expert, save_expert
 from pemt.experts.card import model_card
-from pemt.experts.manifest import CARD
+from pemt.experts.expert import check_name
+from pemt.experts.manifest import ADAPTER_CONFIG, CARD, MANIFEST, SYSTEM_FILES
 from pemt.model.config import PemtConfig, from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 3
 CONFIG, WEIGHTS, EXPERTS = "pemt.json", "model.safetensors", "experts"
 INSTANT = "instant.safetensors"
+NAME_BYTES = 240  # most file systems take 255, and the new folder is prepared under a longer name
+COPY_AGAIN = "copy the folder again, or adapt again"
 KEYS = (
     "base", "base_fingerprint", "family", "outputs", "config", "prompt_rows", "experts", "files",
     "extra",
@@ -61,7 +66,7 @@ def save_model(
         extra: kept under "extra", such as the task.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or cannot be written.
     """
     loose = [e.name for e in model.experts if not e.info.content_hash]
     if loose and not include_experts:
@@ -99,7 +104,7 @@ def save_rebuilt(
         extra: kept under "extra"; the task must be there.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or cannot be written.
     """
     described = {
         "format_version": 3, "method": method, "config": config.to_dict(), "prompt_rows": 0,
@@ -115,36 +120,38 @@ def _write(
 ) -> Path:  # fmt: skip
     """The folder, with what is said of every model added to the description."""
     check_place(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        save_file(
-            {k: v.cpu().contiguous() for k, v in model.trained_state().items()}, fresh / WEIGHTS
-        )
-        listed = []
-        for expert in experts:
-            saved = expert.info
-            if include_experts:
-                saved = save_expert(_as_named(expert), fresh / EXPERTS / expert.name)
-            listed.append({"name": expert.name, "content_hash": saved.content_hash})
-        files = [WEIGHTS]
-        if beside:
-            save_file(beside, fresh / INSTANT)
-            files.append(INSTANT)
-        said = {
-            **described,
-            "base_fingerprint": model.base_fingerprint(),
-            "family": model.family,
-            "outputs": model.outputs,
-            "experts": listed,
-            "files": {name: _sha256(fresh / name) for name in files},
-        }
-        (fresh / CONFIG).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
-        (fresh / CARD).write_text(model_card(said, folder=folder.name), encoding="utf-8")
-        fresh.chmod(0o755)
-        _swap(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with _named(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            save_file(
+                {k: v.cpu().contiguous() for k, v in model.trained_state().items()}, fresh / WEIGHTS
+            )
+            listed = []
+            for expert in experts:
+                saved = expert.info
+                if include_experts:
+                    saved = save_expert(_as_named(expert), fresh / EXPERTS / expert.name)
+                listed.append({"name": expert.name, "content_hash": saved.content_hash})
+            files = [WEIGHTS]
+            if beside:
+                save_file(beside, fresh / INSTANT)
+                files.append(INSTANT)
+            said = {
+                **described,
+                "base_fingerprint": model.base_fingerprint(),
+                "family": model.family,
+                "outputs": model.outputs,
+                "experts": listed,
+                "files": {name: _sha256(fresh / name) for name in files},
+            }
+            text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+            (fresh / CONFIG).write_text(text, encoding="utf-8")
+            (fresh / CARD).write_text(model_card(said, folder=folder.name), encoding="utf-8")
+            fresh.chmod(0o755)
+            _swap(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
@@ -166,15 +173,81 @@ def _swap(fresh: Path, folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder that holds something else than an adapted model.
+    """Refuse a place where an adapted model cannot go, or would take something else's place.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: a file, the current folder, a name too long, or a folder that holds anything
+            but an adapted model.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    with _named(folder):
+        length = len(os.fsencode(folder.name))
+        if length > NAME_BYTES:
+            raise ConfigError(
+                f"The name of {folder} has {length} bytes", f"give one of at most {NAME_BYTES}"
+            )
+        for place in (folder, *folder.parents):
+            if place.exists() or place.is_symlink():
+                if not place.is_dir():
+                    raise ConfigError(
+                        f"{folder} cannot be a folder: {place} is a file or a broken link",
+                        "give a folder to save the model in",
+                    )
+                break
+        if not folder.exists():
+            return
+        here = Path.cwd()
+        if any(folder.samefile(place) for place in (here, *here.parents)):
+            raise ConfigError(
+                f"{str(folder)!r} is the current folder or above it, which cannot be replaced",
+                f"name a folder inside it, such as {str(folder / 'model')!r}",
+            )
+        if any(folder.iterdir()) and not (folder / CONFIG).is_file():
+            raise ConfigError(
+                f"{folder} is not empty and holds no adapted model", "give another folder"
+            )
+        others = _others(folder)
+        if others:
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            raise ConfigError(
+                f"{folder} also holds {', '.join(others[:5])}{more}, which saving would delete",
+                "move them elsewhere, or give another folder",
+            )
+
+
+def _others(folder: Path) -> list[str]:
+    """The files in a model's folder that pemt does not write; hidden ones are tools' own."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        *parents, name = path.relative_to(folder).parts
+        if any(part.startswith(".") for part in (*parents, name)) or name in SYSTEM_FILES:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            continue
+        ours = name == CARD or name.endswith(".safetensors")
+        if not parents:
+            ours = ours or name == CONFIG
+        else:
+            inside = len(parents) == 2 and parents[0] == EXPERTS
+            ours = inside and (ours or name in (ADAPTER_CONFIG, MANIFEST))
+        if not ours:
+            found.append("/".join((*parents, name)))
+    return found
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What the system says about a place, as an error that names it.
+
+    Raises:
+        ConfigError: instead of any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
         raise ConfigError(
-            f"{folder} is not empty and holds no adapted model", "give another folder"
-        )
+            f"{folder} cannot be written: {error.strerror or error}",
+            "give a folder that you may write to, on a disk with room for it",
+        ) from error
 
 
 def _as_named(expert: Expert) -> Expert:
@@ -188,14 +261,15 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         ConfigError: no adapted model there, not readable, or of a newer format.
     """
     path = Path(folder) / CONFIG
+    _refuse_link(path)
     if not path.is_file():
         raise ConfigError(f"No adapted model in {folder}", f"expected a file {CONFIG} there")
     try:
         described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}", "adapt again") from None
     if not isinstance(described, dict):
-        raise ConfigError(f"{path} holds no description", "copy the folder again, or adapt again")
+        raise ConfigError(f"{path} holds no description", COPY_AGAIN)
     version = described.get("format_version")
     if version not in range(1, FORMAT_VERSION + 1):
         raise ConfigError(
@@ -204,8 +278,30 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         )
     missing = [key for key in KEYS if key not in described]
     if missing:
-        raise ConfigError(f"{path} lacks {missing[0]!r}", "copy the folder again, or adapt again")
+        raise ConfigError(f"{path} lacks {missing[0]!r}", COPY_AGAIN)
+    _check_experts(path, described["experts"])
     return described
+
+
+def _check_experts(path: Path, experts: Any) -> None:
+    """Refuse experts that are not told by name and hash: a name may not lead out of the folder."""
+    if not isinstance(experts, list) or not all(
+        isinstance(entry, dict) and {"name", "content_hash"} <= set(entry) for entry in experts
+    ):
+        raise ConfigError(f"{path} lists no experts by name and content_hash", COPY_AGAIN)
+    for entry in experts:
+        try:
+            check_name(entry["name"] if isinstance(entry["name"], str) else "")
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path} lists {entry['name']!r}, which cannot be an expert's name.", COPY_AGAIN
+            ) from error
+
+
+def _refuse_link(path: Path) -> None:
+    """A link leads out of the folder, where nothing is the model's own."""
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a symbolic link", "copy the file or folder itself")
 
 
 def load_model(
@@ -225,7 +321,7 @@ def load_model(
         The model in evaluation mode, the base and the whole description.
 
     Raises:
-        ConfigError: a missing or altered file, or a setting this version does not know.
+        ConfigError: a missing, altered or linked file, or a setting this version does not know.
         ExpertError: an expert that is missing, renamed or altered, or another base.
     """
     from pemt.bases import load_base
@@ -239,10 +335,11 @@ def load_model(
             "read it with pemt.training.load_run, or answer with pemt predict",
         )
     verify_files(folder, described)
+    _refuse_link(folder / EXPERTS)
     experts = []
     for entry in described["experts"]:
         inside = folder / EXPERTS / entry["name"]
-        if inside.is_dir():
+        if inside.is_dir() or inside.is_symlink():  # which `load_expert` refuses
             expert = load_expert(inside)
         elif library is not None:
             expert = library.load(entry["name"])
@@ -302,16 +399,25 @@ def fill(model: AdaptedModel, folder: Path, described: dict[str, Any], base: Bas
 
 
 def verify_files(folder: Path, described: dict[str, Any]) -> None:
-    """Compare the files with their hashes.
+    """Compare the files with their hashes; all that are read from are among them.
 
     Raises:
-        ConfigError: a missing or altered one.
+        ConfigError: a missing, altered, unrecorded or linked one.
     """
-    for name, wanted in described["files"].items():
+    recorded = described["files"]
+    allowed = {WEIGHTS, INSTANT} if "instant" in described else {WEIGHTS}
+    if not isinstance(recorded, dict) or not {WEIGHTS} <= set(recorded) <= allowed:
+        names = sorted(recorded) if isinstance(recorded, dict) else recorded
+        raise ConfigError(
+            f"{folder / CONFIG} lists {names!r} as its files, not {sorted(allowed)}", COPY_AGAIN
+        )
+    # without numbers there is no instant file; one that is there is read
+    if "instant" in described and INSTANT not in recorded and (folder / INSTANT).exists():
+        raise ConfigError(f"{folder / INSTANT} is not recorded in {CONFIG}", COPY_AGAIN)
+    for name, wanted in recorded.items():
+        _refuse_link(folder / name)
         if not (folder / name).is_file() or _sha256(folder / name) != wanted:
-            raise ConfigError(
-                f"{folder / name} is missing or altered", "copy the folder again, or adapt again"
-            )
+            raise ConfigError(f"{folder / name} is missing or altered", COPY_AGAIN)
 
 
 def _sha256(path: Path) -> str:
