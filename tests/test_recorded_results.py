@@ -51,13 +51,16 @@ PAGES = [
     ),
     (
         "docs/concepts/guided.md", "## 8 and 32 labels",
-        [["guided-shots", "guided-confirm", "--tasks", RELATED, "--against", "ensemble"]],
+        [
+            ["guided-shots", "guided-confirm", "guided-hand", "--tasks", RELATED,
+             "--against", "ensemble"],
+        ],
     ),
     (
         "docs/concepts/guided.md", "### The four targets at chance",
         [
-            ["guided-shots-chance", "guided-shots", "--methods", "ensemble,guided,adapter,pemt",
-             "--against", "ensemble"],
+            ["guided-shots-chance", "guided-shots", "guided-hand", "--shots", "8,32",
+             "--methods", "ensemble,guided,single,adapter,pemt", "--against", "ensemble"],
         ],
     ),
     (
