@@ -130,17 +130,10 @@ def _example(row: dict[str, Any], task: Task, where: str, number: int) -> Exampl
     Raises:
         DataError: a column that the task's template needs is not there, or nothing but blanks is.
     """
-    from pemt.errors import DataError
     from pemt.tasks import Example
-    from pemt.tasks.rows import rendered
+    from pemt.tasks.rows import check_columns, rendered
 
-    needed = (*task.columns, *task.option_columns)
-    missing = [c for c in needed if c not in row]
-    if missing:
-        raise DataError(
-            f"{where}: no column {missing[0]!r}",
-            f"the task needs {', '.join(needed)}; this row has {', '.join(row)}",
-        )
+    check_columns((*task.columns, *task.option_columns), row, where)
     text, options = rendered(task, row, where), task.options_of(row, where)
     return Example(str(number), text, None, "", options=options)
 

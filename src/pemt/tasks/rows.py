@@ -280,9 +280,8 @@ def rendered(task: Task, row: Mapping[str, Any], where: str) -> str:
     """The text of a row that has the task's columns; a missing value (None) is an empty one.
 
     Raises:
-        DataError: nothing but blanks, or bytes that are no text.
+        DataError: nothing but blanks.
     """
-    check_columns(task.columns, row, where)
     values = {name: "" if row[name] is None else row[name] for name in task.columns}
     if not any(str(value).strip() for value in values.values()):
         raise DataError(f"{where}: blank text", f"fill {', '.join(task.columns)}")
