@@ -12,6 +12,7 @@ from peft import PeftModel
 from pemt.cli import main
 from pemt.experts import ExpertLibrary
 from pemt.model import PemtConfig
+from pemt.model.storage import read_description
 from pemt.tasks.encoding import fingerprint
 from pemt.training import adapt
 from pemt.training.deploying import load_run
@@ -78,6 +79,9 @@ def test_prune_without_rows_reads_the_runs_own_gates(place, tmp_path, capsys):
             tmp_path / "small", *FLAGS, "--json").out
     )  # fmt: skip
     assert said["scores"] is None
+    extra = read_description(tmp_path / "small" / "model")["extra"]
+    assert not extra.get("metrics")  # the whole model's are not its own
+    assert not extra.get("interval")
     bare = shutil.copytree(place / "run-bert" / "model", tmp_path / "bare")
     refused = run(capsys, "prune", bare, "--rows", "0", *FLAGS, code=1)
     assert "No gates to judge" in refused.err

@@ -320,3 +320,26 @@ def test_decoding_costs_what_plain_lora_of_its_rank_costs(tmp_path):
     loaded = PeftModel.from_pretrained(base, folder).eval()
     assert products(loaded) == wanted > bare
     assert products(loaded.merge_and_unload()) == bare
+
+
+def test_a_place_that_cannot_be_written_is_refused_in_words(tmp_path, monkeypatch):
+    folded = fold_mixture(built("llama"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (
+        tmp_path / "file" / "x", tmp_path / "broken", ".", tmp_path / ("x" * 250), "/proc/none/x"
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"\n.*-> (give|name)"):
+            write_folded(folded, place, base_name="tiny")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_link_to_an_empty_folder_is_a_place(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    folder = write_folded(fold_mixture(built("llama")), tmp_path / "link", base_name="tiny")
+    assert (folder / "fold.json").is_file()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from pemt.deploy import prune_model, pruning_of
+from pemt.deploy.measuring import recorded_gates
 from pemt.errors import ConfigError
 from pemt.model import PemtConfig, PemtModel
 from pemt.model.storage import load_model
@@ -156,3 +159,16 @@ def test_dropping_a_stranger_or_everyone_is_refused(names):
     with pytest.raises(ConfigError, match="not all, of a, b, c"):
         prune_model(model, names)
     assert torch.equal(answer(model).logits, wanted)
+
+
+@pytest.mark.parametrize("value", [None, "much", [0.1]])
+def test_recorded_gates_that_are_no_numbers_are_none(tmp_path, value):
+    model = tiny.pemt(tiny.base("bert"))
+    by_layer = {s.label: dict.fromkeys(model.gate_names, 0.5) for s in model.gated_sites()}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"gates": {"by_layer": by_layer}}))
+    found = recorded_gates(tmp_path / "model", model)
+    assert torch.equal(found, torch.full((len(by_layer), 3), 0.5))
+    by_layer[model.gated_sites()[0].label]["b"] = value
+    results.write_text(json.dumps({"gates": {"by_layer": by_layer}}))
+    assert recorded_gates(tmp_path / "model", model) is None

@@ -78,7 +78,8 @@ def test_addresses(text, repo, folder, revision):
 @pytest.mark.parametrize(
     "text",
     ["hf://repo", "hf://user/../x", "hf://user/repo/../x", "hf://user/repo@", "hf://user/repo@../x",
-     "hf:///etc/passwd", "hf://user/re po", "hf://user/repo@-x"],
+     "hf:///etc/passwd", "hf://user/re po", "hf://user/repo@-x", "hf://user/my--repo",
+     "hf://user/repo.", "hf://user/repo.git", "hf://user/" + "x" * 97],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ConfigError, match="is no library on the Hub"):
@@ -391,6 +392,24 @@ def test_a_card_that_somebody_wrote_is_kept(hub, local, contents):
     assert hub.head(REPO)["README.md"] == b"# Ours\n"
     assert hub.head(REPO)["news/README.md"] == b"# By hand\n"
     assert f"ExpertLibrary('hf://{REPO}')" in hub.head(REPO)["films/README.md"].decode()
+
+
+def test_one_experts_folder_is_pushed_as_it_is(hub, local):
+    local.write_card("films", "# By hand\n")
+    push(local.root / "films", "team/new")
+    assert hub.head("team/new")["films/README.md"] == b"# By hand\n"
+    for file in ("expert.json", "adapter_model.safetensors"):
+        assert hub.head("team/new")[f"films/{file}"] == (local.root / "films" / file).read_bytes()
+    with pytest.raises(ConfigError, match=r"Experts \['news'\] of one expert"):
+        push(local.root / "films", "team/new", names=["news"])
+    assert ExpertLibrary("hf://team/new").names() == ["films"]
+
+
+def test_a_card_in_another_encoding_is_kept(hub, local):
+    card = "# Gefällt mir\n".encode("latin-1")
+    (local.root / "films" / "README.md").write_bytes(card)
+    push(local, "team/new")
+    assert hub.head("team/new")["films/README.md"] == card
 
 
 def test_two_who_push_at_once_do_not_undo_each_other(hub, local):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -337,6 +338,30 @@ def test_tensors_that_are_refused(lora, more, values, why):
         imported(lora, "llama")
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices: it replaces token embed"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "target_modules: it adapts an embedding"),
+        ({"target_modules": ["lm_head", "q_proj"]}, "target_modules: it adapts an embedding or"),
+        ({"modules_to_save": ["embed_tokens"]}, r"modules_to_save = \['embed_tokens'\]: it holds"),
+    ],
+)
+def test_what_peft_saves_beside_branches_is_refused_by_its_own_setting(tmp_path, changes, why):
+    adapters.saved(tiny.base("llama"), tmp_path / "lora", "attention", **changes)
+    with pytest.raises(ExpertError, match=f"lora: {why}"):
+        imported(tmp_path / "lora", "llama")
+
+
+def test_tensors_without_peft_s_names_are_not_called_modules_to_save(lora):
+    state = adapters.weights(lora)
+    adapters.rewrite(lora, {k.removeprefix("base_model.model."): v for k, v in state.items()})
+    with pytest.raises(
+        ExpertError, match=r"lora: it holds 'model\.layers.*\n.*base_model\.model\."
+    ):
+        imported(lora, "llama")
+
+
 def test_a_bias_setting_that_trained_nothing_is_fine(lora):
     adapters.configure(lora, bias="all")  # Llama's linear maps have no biases
     assert len(imported(lora, "llama").layers) == 8
@@ -386,6 +411,108 @@ def test_files_that_are_refused(lora, tmp_path):
         imported(lora, "llama")
     with pytest.raises(ExpertError, match=r"(?s)adapter_config\.json is missing.*: lora"):
         imported(tmp_path, "llama")
+
+
+def nested(count: int) -> str:
+    return "[" * count + "]" * count
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        nested(100_000),
+        '{"peft_type": "LORA", "lora_dropout": ' + nested(700) + "}",
+        '{"peft_type": "LORA", "base_model_name_or_path": ["a"]}',
+        '{"peft_type": "LORA", "base_model_name_or_path": {"a": 1}}',
+        '{"peft_type": "LORA", "base_model_name_or_path": "\\ud800"}',
+        '{"peft_type": "LORA", "lora_dropout": "\\ud800"}',
+        '{"peft_type": "LORA", "lora_alpha": 1' + "0" * 400 + "}",
+        '{"peft_type": "LORA", "rank_pattern": {"' + "(" * 2000 + ")" * 2000 + '": 4}}',
+        '{"peft_type": "LORA", "rank_pattern": {"a{99999999999999999999}": 4}}',
+    ],
+)
+def test_a_malformed_configuration_is_refused_and_leaves_nothing(lora, tmp_path, content):
+    file = lora / "adapter_config.json"
+    if content.startswith("{"):
+        content = content.replace("{", '{"r": 4, "target_modules": "all-linear", ', 1)
+        if "lora_alpha" not in content:
+            content = content.replace("{", '{"lora_alpha": 4, ', 1)
+    file.write_text(content)
+    library = ExpertLibrary(tmp_path / "library")
+    with pytest.raises(ExpertError, match=r"(?s)The adapter in .*lora: .*adapter_config\.json"):
+        library.import_peft(lora, name="x", base=tiny.loaded("llama"), task=SENTENCE)
+    assert not (tmp_path / "library").exists()
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "target_modules"])
+def test_a_pattern_that_takes_for_ever_is_refused(lora, key):
+    slow = "(.|..)+[A-Z]"
+    adapters.configure(lora, **{key: slow if key == "target_modules" else {slow: 4}})
+    with pytest.raises(ExpertError, match=r"(?s)The adapter in .*lora: .*\[A-Z\].*takes too long"):
+        imported(lora, "llama")
+
+
+def test_settings_that_are_not_said_are_peft_s_defaults(tmp_path):
+    adapters.saved(tiny.base("llama"), tmp_path / "lora", "attention", lora_alpha=8)
+    path = tmp_path / "lora" / "adapter_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: said[k] for k in ("peft_type", "task_type", "r", "target_modules")})
+    )
+    peft = PeftModel.from_pretrained(tiny.base("llama"), tmp_path / "lora").eval()
+    expert = imported(tmp_path / "lora", "llama")
+    difference(mixture_of_one("llama", expert), peft.base_model.model)
+
+
+def test_tensors_without_a_row_or_of_a_type_that_torch_has_not(lora):
+    adapters.rewrite(lora, {**adapters.weights(lora), KEY: torch.tensor(1.0)})
+    with pytest.raises(ExpertError, match=r"lora_A of .*self_attn\.q_proj is \[\]"):
+        imported(lora, "llama")
+    described = {KEY: {"dtype": "F4", "shape": [4, 32], "data_offsets": [0, 64]}}
+    header = json.dumps(described).encode()
+    (lora / "adapter_model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(64)
+    )
+    with pytest.raises(ExpertError, match=r"The adapter in .*lora: .*F4"):
+        imported(lora, "llama")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["my loras/film lora", "loras/film--lora", "loras/film.git", "~nobody-here/lora", "x" * 300],
+)
+def test_a_folder_that_is_not_there_and_no_hub_id_either(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"There is no adapter folder '{source}'"):
+        imported(source, "llama")
+
+
+def test_a_file_is_no_adapter_folder_and_is_not_looked_for_on_the_hub(lora, monkeypatch):
+    monkeypatch.chdir(lora.parent)
+    with pytest.raises(ConfigError, match=r"no adapter folder 'lora/adapter_model\.safetensors'"):
+        imported("lora/adapter_model.safetensors", "llama")
+
+
+def test_files_that_may_not_be_read_are_named(lora, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ExpertError, match=r"lora: .*json cannot be read.*Permission denied"):
+        imported(lora, "llama")
+
+
+def test_without_a_network(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError
+
+    class Api:
+        def list_repo_files(self, _):
+            raise HTTPError("connection refused")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(ConfigError, match=r"Cannot read 'a/b' from the Hub.*refused.*\n.*doctor"):
+        imported("a/b", "llama")
 
 
 def test_from_the_hub(lora, monkeypatch):

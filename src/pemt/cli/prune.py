@@ -75,8 +75,7 @@ def prune(
     after = here.scores(loaded, model)
     scores = None if before is None or after is None else {"before": before, "after": after}
     extra = {**described["extra"], "pruned": {"below": below, "dropped": found.dropped}}
-    if after is not None:
-        extra |= {"metrics": after, "interval": None}
+    extra |= {"metrics": after or {}, "interval": None}  # the whole model's are not its own
     model.save_pretrained(
         folder / "model", base_name=described["base"], extra=extra,
         include_experts=(place / EXPERTS).is_dir(),

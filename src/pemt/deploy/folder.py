@@ -13,7 +13,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,46 @@ from pemt.errors import ConfigError
 from pemt.experts.card import folded_card
 from pemt.experts.peft_format import lora_to_peft
 from pemt.experts.peft_prompt import prompt_to_peft
+from pemt.model.storage import check_place
 
 FORMAT_VERSION = 1
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def check_free(folder: Path) -> None:
-    """Refuse an output that exists.
+    """Refuse an output that exists, or cannot.
 
     Raises:
-        ConfigError: it does, and is not an empty folder.
+        ConfigError: it does, and is not an empty folder; a file or a broken link is in its way, or
+            the system has no such name.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty", "give another --output")
+    with _explained(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} exists and is not empty", "give another --output")
+        for place in (folder, *folder.parents):
+            if place.is_symlink() or place.exists():
+                if not place.is_dir():
+                    raise ConfigError(
+                        f"{folder} cannot be a folder: {place} is a file or a broken link",
+                        "give another --output",
+                    )
+                break
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What the system says about a place, as an error that names it.
+
+    Raises:
+        ConfigError: instead of any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror or error}",
+            "give an --output that you may write to, on a disk with room for it",
+        ) from error
 
 
 def write_folded(
@@ -53,20 +81,23 @@ def write_folded(
         described: kept in fold.json beside the rest, such as the task and the scores.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty, is the current one, or cannot be written.
     """
     folder = Path(folder)
     check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        _write(folded, fresh, base_name, described or {}, folder.name)
-        fresh.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        fresh.replace(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    check_place(folder)
+    with _explained(folder):
+        real = folder.resolve()  # a link to an empty folder stays
+        real.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=real.parent, prefix=f".{real.name}-"))
+        try:
+            _write(folded, fresh, base_name, described or {}, real.name)
+            fresh.chmod(0o755)
+            if real.exists():
+                real.rmdir()
+            fresh.replace(real)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 

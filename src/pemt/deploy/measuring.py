@@ -61,9 +61,9 @@ def recorded_gates(place: Path, model: PemtModel) -> Tensor | None:
         by_layer = json.loads(path.read_text(encoding="utf-8"))["gates"]["by_layer"]
         rows = [[by_layer[site.label][name] for name in model.gate_names]
                 for site in model.gated_sites()]  # fmt: skip
-    except (ValueError, KeyError, TypeError):
+        return torch.tensor(rows)
+    except (ValueError, KeyError, TypeError, RuntimeError):
         return None
-    return torch.tensor(rows)
 
 
 def at_hand(deployed: Deployed, *, rows: int | None, data_dir: str | Path | None = None) -> AtHand:

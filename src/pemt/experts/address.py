@@ -21,6 +21,18 @@ def is_hub_address(root: str | PurePath) -> bool:
     return _SCHEME.match(str(root)) is not None
 
 
+def repo_problem(repo: str) -> str:
+    """Why the Hub takes no repository of this name; empty where it does."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        return str(error)
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HubAddress:
     """A folder of a repository at a revision.
@@ -46,9 +58,10 @@ class HubAddress:
         place, at, revision = bare.partition("@")
         match = _PLACE.fullmatch(place)
         dotted = ".." in bare
-        if match is None or dotted or (at and not _REVISION.fullmatch(revision)):
+        wrong = "" if match is None else repo_problem(match["repo"])
+        if match is None or wrong or dotted or (at and not _REVISION.fullmatch(revision)):
             raise ConfigError(
-                f"{str(text)!r} is no library on the Hub.",
+                f"{str(text)!r} is no library on the Hub. {wrong}".rstrip(),
                 "write hf://user/repo, hf://user/repo/folder or hf://user/repo@revision",
             )
         return cls(repo=match["repo"], folder=match["folder"].strip("/"), revision=revision or None)

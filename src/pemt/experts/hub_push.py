@@ -12,7 +12,7 @@ from pemt.errors import ConfigError
 from pemt.experts.address import HubAddress
 from pemt.experts.card import MARK, expert_card, library_card
 from pemt.experts.expert import Expert, ExpertInfo
-from pemt.experts.folder import load_expert
+from pemt.experts.folder import read_info
 from pemt.experts.hub import HubLibrary
 from pemt.experts.hub_files import client, hub_errors
 from pemt.experts.library import ExpertLibrary
@@ -103,15 +103,21 @@ def _gather(
 ) -> list[ExpertInfo]:
     copies = ExpertLibrary(place)
     if isinstance(source, Expert):
-        if names is not None and list(names) != [source.name]:
-            raise ConfigError(f"Experts {list(names)} of one expert.", f"it is {source.name!r}")
+        _require_only(source.name, names)
         return [copies.add(source)]
     if not isinstance(source, ExpertLibrary):
         folder = Path(source).expanduser().absolute()
-        if (folder / MANIFEST).is_file():  # one expert's folder
-            return [copies.add(load_expert(folder))]
+        if (folder / MANIFEST).is_file():  # one expert's folder: its bytes, and its card
+            name = read_info(folder).name  # which its folder has too
+            _require_only(name, names)
+            return copies.add_from(ExpertLibrary(folder.parent), [name])
         source = ExpertLibrary(folder)
     return copies.add_from(source, names)
+
+
+def _require_only(name: str, names: Sequence[str] | None) -> None:
+    if names is not None and list(names) != [name]:
+        raise ConfigError(f"Experts {list(names)} of one expert.", f"it is {name!r}")
 
 
 def _prepare(address: HubAddress, *, private: bool | None, **settings: Any) -> HubLibrary:
@@ -127,7 +133,7 @@ def _prepare(address: HubAddress, *, private: bool | None, **settings: Any) -> H
 def _card(place: Path, info: ExpertInfo, where: str, licence: str | None) -> None:
     """Say in a card of ours where the expert is now; a card that somebody wrote stays."""
     card = place / CARD
-    if MARK in card.read_text(encoding="utf-8"):
+    if MARK in card.read_text(encoding="utf-8", errors="replace"):
         card.write_text(expert_card(info, where=where, licence=licence), encoding="utf-8")
 
 

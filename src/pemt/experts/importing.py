@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pemt.errors import BackboneError, ConfigError, ExpertError
 from pemt.experts.expert import Expert, ExpertInfo, ExpertLayer, check_name
-from pemt.experts.manifest import ADAPTER, ADAPTER_CONFIG, sha256
+from pemt.experts.manifest import ADAPTER, ADAPTER_CONFIG, MALFORMED, readable, sha256
 from pemt.experts.peft_files import (
     adapter_config,
     adapter_files,
     adapter_tensors,
     refuse_adapter,
 )
-from pemt.experts.peft_format import lora_from_peft
+from pemt.experts.peft_format import expression, lora_from_peft, matches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,11 @@ _ODD = (
     ("lora_embedding_B", "target_modules", "it adapts an embedding, which is no linear map"),
     ("lora_B.bias", "lora_bias", "its branches have biases"),
     ("lora_A.bias", "lora_bias", "its branches have biases"),
+)
+# what PEFT saves beside branches: of the base's own tensors, unless of a head
+_COPIES = (
+    ("trainable_tokens_delta", "trainable_token_indices", "it replaces token embeddings"),
+    ("base_layer.weight", "target_modules", "it adapts an embedding or the output layer"),
 )
 _KEPT_SETTINGS = (
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
@@ -100,11 +105,13 @@ def expert_from_peft(
     try:
         state, config, dropped = _plain(where, config, state, base, drop_head=drop_head)
         layers, sites = _layers(where, config, state, base)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+        said = config.get("base_model_name_or_path") or ""
+        if not isinstance(said, str):
+            raise TypeError(f"base_model_name_or_path = {said!r}")
+    except MALFORMED as error:
         refuse_adapter(where, f"{ADAPTER_CONFIG} cannot be used: {error}", "get a fresh copy of it")
     downs = down_projections(base.model, base.backbone)
     common = Counter((y.A.shape[0], y.scale * y.A.shape[0]) for y in layers).most_common(1)[0][0]
-    said = config.get("base_model_name_or_path") or ""
     info = ExpertInfo(
         name=name,
         kind="lora",
@@ -134,6 +141,13 @@ def expert_from_peft(
             "notes": _notes(said, base, layers, dropped),
         },
     )
+    try:
+        readable(info.to_json())
+    except MALFORMED as error:  # half a character, or lists in lists without end
+        refuse_adapter(
+            where, f"what it says cannot be written down: {error}",
+            f"get a fresh copy of {ADAPTER_CONFIG}",
+        )  # fmt: skip
     return Expert(
         name=name, kind="lora", activation=None, layers=layers,
         prompt=_prompt(base, info.description, prompt, downs[0].width), head={}, info=info,
@@ -204,12 +218,7 @@ def _plain(
                 _ONLY_PLAIN,
             )
         else:
-            refuse_adapter(
-                where,
-                f"modules_to_save = {config.get('modules_to_save')!r}: it holds {path!r}, weights "
-                "of the model itself that only fit the model it was trained as",
-                _ONLY_PLAIN,
-            )
+            _refuse_tensor(where, config, key, path)
     saved = config.get("modules_to_save") or []
     foreign = [m for m in saved if not encoder_only or m.split(".")[0] not in _HEADS]
     if foreign:
@@ -231,6 +240,27 @@ def _plain(
         )
     # without its tensors, "bias" trained nothing: a base that has no biases
     return kept, {**config, "modules_to_save": None, "bias": "none"}, sorted(head)
+
+
+def _refuse_tensor(where: str, config: Mapping[str, Any], key: str, path: str) -> NoReturn:
+    """Say which setting put a tensor there that is of no branch."""
+    for end, setting, why in _COPIES:
+        if path.endswith(f".{end}"):
+            refuse_adapter(where, f"{setting}: {why} ({path!r})", _ONLY_PLAIN)
+    if ".lora_" in key:
+        refuse_adapter(
+            where,
+            f"it holds {key!r}, which is no name that PEFT's save_pretrained gives",
+            "save it with PEFT: base_model.model.<module>.lora_A.weight and .lora_B.weight",
+        )
+    saved = config.get("modules_to_save")
+    refuse_adapter(
+        where,
+        (f"modules_to_save = {saved!r}: " if saved else "")
+        + f"it holds {path!r}, weights of the model itself that only fit the model it was trained "
+        "as",
+        _ONLY_PLAIN,
+    )
 
 
 _ONLY_PLAIN = (
@@ -256,16 +286,17 @@ def _layers(
     try:
         # ranks and scales go by the names that PEFT knew the modules by
         layers = lora_from_peft(config, state)
+        is_target = _targets(config.get("target_modules"))
+        foreign = [layer.module for layer in layers if not is_target(layer.module)]
     except ExpertError as error:
         refuse_adapter(where, error.what.rstrip("."), error.fix)
-    for layer in layers:
-        if not _is_target(config.get("target_modules"), layer.module):
-            refuse_adapter(
-                where,
-                f"it has tensors for {layer.module!r}, which its target_modules "
-                f"{config['target_modules']!r} leave out",
-                f"get a matching pair of {ADAPTER_CONFIG} and {ADAPTER}",
-            )
+    if foreign:
+        refuse_adapter(
+            where,
+            f"it has tensors for {foreign[0]!r}, which its target_modules "
+            f"{config['target_modules']!r} leave out",
+            f"get a matching pair of {ADAPTER_CONFIG} and {ADAPTER}",
+        )
     prefix = _prefix([layer.module for layer in layers], base)
     placed: dict[str, tuple[ExpertLayer, Site]] = {}
     for layer in layers:
@@ -304,13 +335,14 @@ def _prefix(modules: list[str], base: Base) -> Any:
     return max(rules, key=lambda rule: sum(rule(module) in known for module in modules))
 
 
-def _is_target(targets: Any, module: str) -> bool:
+def _targets(said: Any) -> Callable[[str], bool]:
     """PEFT's rule: a string is a regular expression of the whole path, a list names its ends."""
-    if targets is None or targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)
+    if said is None or said == "all-linear":
+        return lambda _: True
+    if isinstance(said, str):
+        compiled = expression(said)
+        return lambda module: matches(compiled, module)
+    return lambda module: any(module == end or module.endswith(f".{end}") for end in said)
 
 
 # --- provenance ---------------------------------------------------------------------------------

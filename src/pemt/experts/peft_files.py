@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pemt.errors import ConfigError, ExpertError
+from pemt.experts.address import repo_problem
 from pemt.experts.manifest import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -30,16 +31,27 @@ def adapter_files(source: str | Path) -> tuple[str, dict[str, bytes]]:
 
     Raises:
         ConfigError: no such folder, or nothing the Hub could have.
-        ExpertError: one of the two files is missing, or pickled.
+        ExpertError: one of the two files is missing, pickled, or cannot be read.
     """
-    place = Path(source).expanduser()
-    if place.is_dir():
-        for file in (ADAPTER_CONFIG, ADAPTER):
-            if not (place / file).is_file():
-                _missing(str(source), file, {p.name for p in place.iterdir()}, _inside(place))
-        return str(source), {f: (place / f).read_bytes() for f in (ADAPTER_CONFIG, ADAPTER)}
+    try:
+        place = Path(source).expanduser()
+        there, is_folder = place.exists(), place.is_dir()
+    except (OSError, RuntimeError):  # a name too long, or the home of nobody
+        there = is_folder = False
+    if is_folder:
+        try:
+            for file in (ADAPTER_CONFIG, ADAPTER):
+                if not (place / file).is_file():
+                    _missing(str(source), file, {p.name for p in place.iterdir()}, _inside(place))
+            return str(source), {f: (place / f).read_bytes() for f in (ADAPTER_CONFIG, ADAPTER)}
+        except OSError as error:
+            refuse_adapter(
+                str(source),
+                f"{error.filename} cannot be read ({error.strerror})",
+                "check its permissions",
+            )
     asked = str(source)
-    if asked.count("/") != 1 or asked.startswith((".", "/", "~")):
+    if there or "/" not in asked or repo_problem(asked):
         raise ConfigError(
             f"There is no adapter folder {asked!r}.",
             f"give a folder with {ADAPTER_CONFIG} and {ADAPTER}, or a Hub id such as someone/name",
@@ -48,8 +60,7 @@ def adapter_files(source: str | Path) -> tuple[str, dict[str, bytes]]:
 
 
 def _from_hub(repository: str) -> dict[str, bytes]:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, errors, hf_hub_download
 
     content = {}
     try:
@@ -58,7 +69,8 @@ def _from_hub(repository: str) -> dict[str, bytes]:
             if file not in listed:
                 _missing(f"the Hub repository {repository!r}", file, listed, [])
             content[file] = Path(hf_hub_download(repository, file)).read_bytes()
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    # the last is the HTTP client's: no connection
+    except (errors.HfHubHTTPError, OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         raise ConfigError(
             f"Cannot read {repository!r} from the Hub: {error}",
             "check the name and `pemt doctor`, or give a local folder",
@@ -92,7 +104,7 @@ def adapter_config(where: str, content: bytes) -> dict[str, Any]:
     """
     try:
         config = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         refuse_adapter(where, f"{ADAPTER_CONFIG} is not JSON ({error})", "get a fresh copy of it")
     if not isinstance(config, dict):
         refuse_adapter(where, f"{ADAPTER_CONFIG} holds no settings", "get a fresh copy of it")
@@ -119,6 +131,12 @@ def adapter_tensors(where: str, content: bytes) -> dict[str, Tensor]:
     except (SafetensorError, ValueError) as error:
         refuse_adapter(
             where, f"{ADAPTER} is not a safetensors file ({error})", "get a fresh copy of it"
+        )
+    except KeyError as error:  # a type of the format's that torch does not have
+        refuse_adapter(
+            where,
+            f"{ADAPTER} holds tensors of type {error}",
+            f"save it as one of {sorted(_DTYPES)}",
         )
     for key, tensor in state.items():
         if str(tensor.dtype) not in _DTYPES:

@@ -40,6 +40,8 @@ NOT_PLAIN_LORA = {
     "kasa_config": "it also changes the base's own weights",
     "monteclora_config": "its matrices are drawn at random",
 }
+_DEFAULT = 8  # PEFT's r and lora_alpha where the configuration does not say them
+_SECONDS = 0.2  # for one path; an expression can be made to take longer than anyone waits
 # first values under which W itself is kept; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
@@ -101,7 +103,8 @@ def lora_from_peft(
             numbers as numbers.
 
     Raises:
-        ExpertError: not a plain LoRA, or tensors other than an A and a B for each module.
+        ExpertError: not a plain LoRA, tensors other than an A and a B for each module, or a pattern
+            that is no regular expression or takes too long.
     """
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise ExpertError(
@@ -138,6 +141,10 @@ def lora_from_peft(
             raise ExpertError(
                 f"The adapter lacks lora_{lacking} of {module}.", "get a complete copy of it"
             )
+        if pair["A"].ndim != 2:
+            raise ExpertError(
+                f"The adapter's lora_A of {module} is {list(pair['A'].shape)}.", "it is [R, F]"
+            )
     order = sorted(pairs, key=_natural) if modules is None else list(modules)
     if set(order) != set(pairs):
         differing = sorted(set(order) ^ set(pairs))
@@ -145,35 +152,67 @@ def lora_from_peft(
             f"The adapter is not on the modules expected: {', '.join(differing[:4])} differ.",
             f"it is on {len(pairs)} modules, {len(order)} were expected",
         )
-    return tuple(
-        ExpertLayer(
-            module=module,
-            A=pairs[module]["A"],
-            B=pairs[module]["B"],
-            scale=_scale(config, module, pairs[module]["A"].shape[0]),
-        )
-        for module in order
-    )
+    ranks, alphas = (_table(config.get(setting)) for setting in ("rank_pattern", "alpha_pattern"))
+    layers = []
+    for module in order:
+        A, B = pairs[module]["A"], pairs[module]["B"]
+        R = A.shape[0]
+        rank = _looked_up(ranks, module, config.get("r", _DEFAULT))
+        if rank != R:
+            raise ExpertError(
+                f"The adapter's lora_A of {module} has rank {R}.",
+                f"its configuration says {rank}: get a matching pair of files",
+            )
+        alpha = float(_looked_up(alphas, module, config.get("lora_alpha", _DEFAULT)))
+        scale = alpha / (math.sqrt(R) if config.get("use_rslora") else R)
+        layers.append(ExpertLayer(module=module, A=A, B=B, scale=scale))
+    return tuple(layers)
 
 
-def _scale(config: Mapping[str, Any], module: str, R: int) -> float:
-    """What PEFT multiplies `B A x` with at this module; the rank is the tensor's own."""
-    rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
-    if rank != R:
+def expression(pattern: str) -> Any:
+    """A regular expression of an adapter's configuration, for `matches`.
+
+    Raises:
+        ExpertError: it is none.
+    """
+    # like re, with a limit on the time: the pattern is whoever's the adapter is
+    import regex
+
+    try:
+        return regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError) as error:
         raise ExpertError(
-            f"The adapter's lora_A of {module} has rank {R}.",
-            f"its configuration says {rank}: get a matching pair of files",
-        )
-    alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", R)))
-    return alpha / (math.sqrt(R) if config.get("use_rslora") else R)
+            f"The pattern {_short(pattern)} in its adapter_config.json cannot be used: {error}.",
+            "get a fresh copy of it",
+        ) from None
 
 
-def _pattern(table: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a key is a regular expression for the end of the module's path."""
-    for key, value in (table or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
-    return default
+def matches(compiled: Any, module: str) -> bool:
+    """Whether an expression is a module's whole path.
+
+    Raises:
+        ExpertError: it takes too long.
+    """
+    try:
+        return compiled.fullmatch(module, timeout=_SECONDS) is not None
+    except TimeoutError:
+        raise ExpertError(
+            f"The pattern {_short(compiled.pattern)} in its adapter_config.json takes too long.",
+            "write it without a repetition inside a repetition, or name the modules one by one",
+        ) from None
+
+
+def _table(said: Mapping[str, Any] | None) -> list[tuple[Any, Any]]:
+    """PEFT's rule: a key is a regular expression for the end of a module's path."""
+    return [(expression(rf"(.*\.)?({key})"), value) for key, value in (said or {}).items()]
+
+
+def _looked_up(table: list[tuple[Any, Any]], module: str, default: Any) -> Any:
+    return next((value for key, value in table if matches(key, module)), default)
+
+
+def _short(pattern: str) -> str:
+    return repr(pattern if len(pattern) <= 80 else f"{pattern[:80]}..")
 
 
 def _number(value: float) -> float | int:
