@@ -196,11 +196,21 @@ def test_a_grids_gains_are_of_the_experts_that_were_chosen(tmp_path):
     assert one.values["gate"] == {"a": 0.2, "b": 0.5}
     assert "adapter" in one.gain_from
     assert "a 2, b 1" in one.gain_from
+    assert "16 shots" in one.gain_from  # those of a run that takes the gains may be others
     assert "attention" in one.missing
     own = target("rte", gate={"a": 0.4, "b": 0.6}, gain={"a": 1.0})
     both = with_gains(own, one)
     assert both.values["gain"] == one.values["gain"]
     assert both.values["gate"] == {"a": 0.4, "b": 0.6}
+
+
+def test_a_grid_whose_experts_were_picked_anew_for_each_draw(tmp_path):
+    made = [
+        cells.cell("pemt", 0, 0.7, gates={"a": 0.4, "b": 0.6}),
+        cells.cell("pemt", 1, 0.7, gates={"c": 0.1, "a": 0.9}),
+    ]
+    (one,) = grid_targets(cells.write(tmp_path, made))
+    assert one.values["gate"] == pytest.approx({"a": 0.65, "b": 0.6, "c": 0.1})
 
 
 def test_a_grid_without_what_is_needed(tmp_path):

@@ -142,6 +142,8 @@ def test_nothing_to_mask(task, rows):
     base, model = build()
     with pytest.raises(DataError, match="No examples"):
         mask_scores(model, task, base.tokenizer, [])
+    with pytest.raises(ConfigError, match="No experts to mask"):
+        mask_scores(model, task, base.tokenizer, rows, experts=[])
     model.detach()
     with pytest.raises(ConfigError, match="has no gates"):
         mask_scores(tiny.pemt(base.model, mixture=False), task, base.tokenizer, rows)

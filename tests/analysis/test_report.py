@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 
 from pemt.analysis.errors import worst_errors
 from pemt.analysis.report import files_of, read_run, write_run_report
+from pemt.analysis.report.curves import gate_curves
 from pemt.analysis.report.run import run_page
 from pemt.cli import main
 from pemt.training import adapt
@@ -200,6 +202,15 @@ def test_gates_by_class_and_step_where_they_are_there(finished, tmp_path):
     assert "While it trained" not in page_of(read_run(tmp_path)).text
     (tmp_path / "gates.jsonl").rename(tmp_path / "lr-0.01" / "gates.jsonl")
     assert "While it trained" in page_of(read_run(tmp_path)).text
+
+
+def test_long_names_that_begin_alike_are_told_apart():
+    names = ("sentiment-of-tweets-2013", "sentiment-of-tweets-2017")
+    lines = {name: [(1.0, 0.5), (2.0, 0.5)] for name in names}
+    for picture in gate_curves({"encoder": lines}):
+        drawn = base64.b64decode(picture.partition(",")[2]).decode()
+        labels = [c for c in re.findall("<!-- (.*?) -->", drawn) if c.startswith("sentiment")]
+        assert len(set(labels)) == 2
 
 
 @pytest.mark.parametrize("kind", ["regression", "generation"])

@@ -57,6 +57,24 @@ def test_methods_without_a_cell_at_these_shots_are_left_out(tmp_path):
     assert "1 methods without a cell here are left out." in shown
 
 
+def test_a_column_of_dashes_is_no_method(tmp_path):
+    cells = [*row("pemt", [0.7, 0.8]), *row("lora", [0.6, 0.5])]
+    for made in cells:
+        del made.metrics["n"]
+    assert "left out" not in page_of(write(tmp_path, cells)).text
+
+
+def test_failures_of_earlier_settings_are_not_tried_again(tmp_path):
+    names = {f"rte-16-{seed}-pemt": f"rte-16-{seed}-pemt-k1" for seed in range(3)}
+    write(tmp_path, row("pemt", [0.7, 0.8]), grid=GRID, cells=names)
+    for name in ("rte-16-0-pemt-k0", "rte-16-2-pemt-k1"):
+        (tmp_path / "cells" / name).mkdir()
+        (tmp_path / "cells" / name / ERROR).write_text(json.dumps({"message": f"why {name}"}))
+    shown = page_of(tmp_path).text
+    assert "why rte-16-2-pemt-k1" in shown
+    assert "why rte-16-0-pemt-k0" not in shown
+
+
 def test_an_unfinished_grid_says_so_and_shows_what_failed(tmp_path):
     write(tmp_path, [*row("pemt", [0.7, 0.8]), *row("lora", [0.6])], grid=GRID)
     for name, message in (("cb-16-0-pemt-k1", EVIL), ("cb-16-1-pemt-k1", EVIL)):

@@ -117,6 +117,12 @@ def test_one_cell_is_drawn(drawn):
     assert path.stat().st_size > 0
 
 
+def test_a_dollar_sign_in_a_name_is_no_mathematics(drawn):
+    _, figure, path = drawn(row("pemt", [0.5, 0.6], base="m$\\frac$", task="t$x^$"))
+    assert "m$\\frac$" in figure.get_suptitle()
+    assert path.is_file()
+
+
 def test_another_kind_of_file(tmp_path):
     results = Results(cells=tuple(study()))
     with pytest.raises(ConfigError, match=r"cannot be written as 'x\.txt'"):

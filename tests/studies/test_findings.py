@@ -14,7 +14,7 @@ from pemt.errors import DataError
 from pemt.studies.findings import Findings
 from pemt.studies.measures import MEASURES, distance, from_uniform, moved
 from pemt.studies.prompt import between_draws
-from pemt.studies.running import found_so_far
+from pemt.studies.running import found_so_far, keep
 from pemt.studies.study import Point, Study
 from pemt.studies.writing import sheet, text, write_findings
 from tests.studies import made
@@ -76,6 +76,44 @@ def test_a_study_that_is_not_finished_says_so_and_is_drawn(tmp_path):
         found_so_far(folder, "sparsity")
 
 
+def test_a_target_without_cells_is_in_no_difference_over_all(tmp_path):
+    """Rows of two targets are no mean over three."""
+    folder = made.write(tmp_path / "out", made.sparsity(), made.whole(), tasks=("rte", "cb", "wic"))
+    findings = Findings.of(made.sparsity(), folder)
+    assert findings.over("score", "pemt@3", 16) is None
+    assert findings.against("pemt@3", 16) is None
+    said = text(findings)
+    assert "No difference to weight 0.1 has an interval yet (three draws of all targets)." in said
+    assert "Minus weight 0.1" not in said
+
+
+def test_means_over_fewer_draws_say_how_many(tmp_path):
+    cells = [c for c in made.whole() if (c.task, c.data_seed, c.variant) != ("cb", 2, "3")]
+    folder = made.write(tmp_path / "out", made.sparsity(), cells)
+    (row,) = [
+        line for line in text(Findings.of(made.sparsity(), folder)).splitlines()
+        if line.startswith("| weight 3 ") and line.endswith("3 |")
+    ]  # fmt: skip
+    assert [field.strip() for field in row.split("|")[2:-1]] == [
+        "50.0 ± 10.0", "45.0 ± 7.1 (n=2)", "50.0 ± 7.1 (n=2)", "3",
+    ]  # fmt: skip
+
+
+def test_cells_that_are_not_defined_are_not_asked_for(tmp_path):
+    points = tuple(Point(arm=m, title=m) for m in ("pemt", "pemt-task-gates"))
+    study = Study(kind="ablation", points=points, reference="pemt")
+    cells = [made.cell("pemt", seed, 0.5, task=t) for t in ("rte", "cb") for seed in range(3)]
+    folder = made.write(tmp_path / "out", study, cells)
+    path = tmp_path / "out" / "grid.json"
+    refused = [
+        {"task": t, "method": "pemt-task-gates", "reason": "not here"} for t in ("rte", "cb")
+    ]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "refused": refused}))
+    findings = Findings.of(study, folder)
+    assert findings.header == ("Not run, as not defined: pemt-task-gates on rte, cb (not here).",)
+    assert "(6 of 6 cells)" in text(findings)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_cell_is_enough_to_draw(count, tmp_path):
     folder = made.write(tmp_path / "out", made.sparsity(), made.whole()[:count])
@@ -86,13 +124,29 @@ def test_one_cell_is_enough_to_draw(count, tmp_path):
 
 def test_a_score_that_is_no_number(tmp_path):
     cells = made.whole()
-    cells[0] = made.cell("pemt@0", 0, math.nan)
+    cells[0] = made.cell("pemt@0", 0, math.nan, gates=[[math.nan, math.nan]])
     folder = made.write(tmp_path / "out", made.sparsity(), cells)
     written = write_findings(Findings.of(made.sparsity(), folder), folder)
     content = json.loads(
         written["json"].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
     )
     assert content["cells"]
+
+
+@pytest.mark.parametrize("broken", ["pemt-no-tsl", "pemt-no-prompt", "pemt-no-adapter"])
+def test_a_part_without_a_mean_is_neither_highest_nor_lowest(tmp_path, broken):
+    level = {"pemt": 0.5, "pemt-no-tsl": 0.6, "pemt-no-prompt": 0.4, "pemt-no-adapter": 0.45}
+    points = tuple(Point(arm=m, title=m) for m in level)
+    study = Study(kind="ablation", points=points, reference="pemt")
+    cells = [
+        made.cell(name, seed, math.nan if name == broken else value)
+        for name, value in level.items() for seed in range(3)
+    ]  # fmt: skip
+    folder = made.write(tmp_path / "out", study, cells, tasks=("rte",))
+    there = sorted((n for n in level if n not in ("pemt", broken)), key=lambda n: level[n])
+    said = text(Findings.of(study, folder))
+    assert f"Lowest beside it: {there[0]}, " in said
+    assert f"Highest: {there[-1]}, " in said
 
 
 def test_folders_that_are_none_or_another(tmp_path):
@@ -107,6 +161,14 @@ def test_folders_that_are_none_or_another(tmp_path):
     (tmp_path / "out" / "study.json").unlink()
     with pytest.raises(DataError, match="holds no study"):
         found_so_far(folder, "sparsity")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"other": 1}'])
+def test_a_damaged_description_is_written_again(content, tmp_path):
+    folder = made.write(tmp_path / "out", made.sparsity(), made.whole())
+    (tmp_path / "out" / "study.json").write_text(content)
+    keep(made.sparsity(), folder)
+    assert found_so_far(folder, "sparsity").study == made.sparsity()
 
 
 def test_the_reading_and_the_files(tmp_path):

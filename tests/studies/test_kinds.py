@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,13 @@ def test_descriptions():
     assert made.reference == "pemt@standard"
 
 
+@pytest.mark.parametrize("name", ["other", "random", "half", "shuffled"])
+def test_a_wording_named_like_a_way_that_is_not_taken_has_its_own_title(name):
+    own = {name: {"rte": "Follows?", "cb": "So?"}}
+    made, _ = prompt.build(grid(), {"wordings": own, "ways": ["twice"]}, never)
+    assert [p.title for p in made.points] == ["standard", name, "twice"]
+
+
 def test_parts():
     made, varied = ablation.build(grid(), {}, never)
     assert [p.arm for p in made.points] == ["pemt", *ablation.PARTS]
@@ -134,7 +142,10 @@ BAD = {
     "picked anew": ("sources", {"experts": "auto:2"}, {}, ["auto:2", "name the sources"]),
     "one gate": ("sparsity", {"experts": ["qqp"]}, {}, ["one source", "two or more"]),
     "one weight": ("sparsity", {}, {"weights": [1.0]}, ["[1.0]", "two or more"]),
-    "below 0": ("sparsity", {}, {"weights": [-1.0, 1.0]}, ["sparsity_weight=-1.0"]),
+    "below 0": ("sparsity", {}, {"weights": [-1.0, 1.0]}, ["-1.0", "0 or more"]),
+    "no number": ("sparsity", {}, {"weights": [math.nan, 1.0]}, ["nan", "0 or more"]),
+    "infinite": ("sparsity", {}, {"weights": [0.1, math.inf]}, ["inf", "0 or more"]),
+    "alike": ("sparsity", {}, {"weights": [0.1, 0.10000001]}, ["0.10000001", "each once"]),
     "fixed": ("sparsity", {"methods": ["pemt-no-tsl"]}, {}, ["'pemt-no-tsl'", "take one"]),
     "way": ("prompt", {}, {"ways": ["shuffle"]}, ["'shuffle'", "Did you mean: shuffled?"]),
     "wording": ("prompt", {}, {"wordings": {"x": {"rte": "y"}}}, ["'x'", "cb", "write one"]),

@@ -142,7 +142,7 @@ def mask_scores(
         notes: sentences to keep with the report.
 
     Raises:
-        ConfigError: the model has no gates.
+        ConfigError: the model has no gates, or an empty list of experts.
         DataError: no examples.
         UnknownNameError: an expert that the model does not have.
     """
@@ -150,6 +150,8 @@ def mask_scores(
         raise ConfigError("This model has no gates", "take one with a mixture of experts")
     if not examples:
         raise DataError("No examples to score", "give at least one")
+    if experts is not None and not experts:
+        raise ConfigError("No experts to mask", "name at least one, or leave experts out for all")
     for name in experts or ():
         if name not in model.gate_names:
             raise UnknownNameError("expert", name, model.gate_names)

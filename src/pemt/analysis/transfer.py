@@ -199,10 +199,10 @@ def with_gains(target: Target, grid: Target) -> Target:
 
 
 def _grid_gates(results: Results, task: str, shots: int | None) -> dict[str, float]:
+    """By expert: the mean over the seeds that mix it; `auto:4` takes others at each."""
     cells = [c.gates for c in results.of(task, "pemt", shots).values() if c.gates]
-    if not cells:
-        return {}
-    return {name: fmean(g[name] for g in cells) for name in cells[0] if name != NONE}
+    names = dict.fromkeys(name for gates in cells for name in gates if name != NONE)
+    return {name: fmean(gates[name] for gates in cells if name in gates) for name in names}
 
 
 def _gains(results: Results, task: str, shots: int | None) -> tuple[dict[str, float], str]:
@@ -220,7 +220,7 @@ def _gains(results: Results, task: str, shots: int | None) -> tuple[dict[str, fl
             counts = ", ".join(f"{name} {len(found[name])}" for name in sorted(found))
             return (
                 {name: fmean(found[name]) for name in sorted(found)},
-                f"the grid's best single expert minus {title_of(reference)}, over the data seeds "
-                f"that chose it ({counts}); no other expert was measured",
+                f"the grid's best single expert minus {title_of(reference)}, {shots_title(shots)}, "
+                f"over the data seeds that chose it ({counts}); no other expert was measured",
             )
     return {}, ""

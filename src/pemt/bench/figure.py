@@ -64,7 +64,8 @@ def plot(results: Results, rows: Sequence[Row], path: Path, *, across: int | Non
     widest = 0.075 * max(len(str(handle.get_label())) for handle in handles) + 0.65
     columns = max(1, min(len(handles), int(width / widest)))
     legend = 0.3 + 0.2 * math.ceil(len(handles) / columns)
-    with plt.rc_context({"font.size": 9, "axes.titlesize": 10}):
+    plain = {"text.parse_math": False}  # a dollar sign in a name is a dollar sign
+    with plt.rc_context({"font.size": 9, "axes.titlesize": 10, **plain}):
         figure, axes = plt.subplots(
             down, across, figsize=(width, height * down + 0.4 + legend),
             layout="constrained", squeeze=False, sharey=draw is _dots,

@@ -91,12 +91,16 @@ def _cell(given: dict[str | Any, str | Any], where: str) -> Cell:
         raise refuse("value", f"the score, which is {METRIC}{score}")
     if given["test_rows"]:
         metrics["n"] = number("test_rows", float)
+        if not (metrics["n"] >= 1 and metrics["n"].is_integer()):
+            raise refuse("test_rows", "a whole number of at least 1")
+    shots = None if given["shots"] == FULL else number("shots", int)
+    if shots is not None and shots < 1:
+        raise refuse("shots", f"a whole number of at least 1, or {FULL!r}")
     method, _, variant = given["method"].partition(AT)
     some = {f: number(f, float) if given[f] else None for f in ("validation", "learning_rate")}
     return Cell(
         key=given["key"], base=given["base"], task=given["task"], method=method, variant=variant,
-        shots=None if given["shots"] == FULL else number("shots", int),
-        data_seed=number("data_seed", int), score=score, metrics=metrics,
+        shots=shots, data_seed=number("data_seed", int), score=score, metrics=metrics,
         validation=some["validation"], learning_rate=some["learning_rate"],
         trained=number("trained", int), total=number("total", int),
         seconds=number("seconds", float), train_seconds=number("train_seconds", float),

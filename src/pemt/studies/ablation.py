@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,8 @@ def reading(findings: Findings, shots: int | None) -> list[str]:
         (d.summary.mean, p.title, d)
         for p in study.points
         if (d := findings.against(p.arm, shots)) is not None and d.summary is not None
-    ]
+        and not math.isnan(d.summary.mean)
+    ]  # fmt: skip
     found.sort(key=lambda entry: entry[:2])
     if found:
         _, title, worst = found[0]

@@ -44,7 +44,8 @@ def plot(findings: Findings, path: Path) -> Path:
     across = 4
     down = math.ceil(len(panels) / across)
     height = 2.6 if ordered else 0.9 + 0.26 * len(study.points)
-    with plt.rc_context({"font.size": 9, "axes.titlesize": 10}):
+    plain = {"text.parse_math": False}  # a dollar sign in a name is a dollar sign
+    with plt.rc_context({"font.size": 9, "axes.titlesize": 10, **plain}):
         figure, axes = plt.subplots(
             down, across, figsize=(11.5 if ordered else 12.5, height * down + 0.7),
             layout="constrained", squeeze=False, sharey=not ordered,

@@ -137,8 +137,10 @@ class Findings:
         self, arm: str, shots: int | None, kind: Interval = "t", to: str | None = None
     ) -> Difference | None:
         """An arm minus one, by default the reference, over all targets; None where no draw has both
-        everywhere.
+        everywhere, which is so where a target has no cells yet.
         """
+        if not set(self.tasks) <= set(self.results.tasks_at(shots)):
+            return None
         alone = len(self.tasks) == 1
         for found in self.differences(shots, kind, to):
             over_all = found.task is None or alone

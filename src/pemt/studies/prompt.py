@@ -93,6 +93,7 @@ def build(grid: Grid, options: Mapping[str, Any], _: Rank) -> tuple[Study, Grid]
     (method,) = (m.name for m in grid.chosen)
     titles = {OTHER: f"of {other.name}", RANDOM: "random numbers", "half": "first half",
               "shuffled": "words shuffled"}  # fmt: skip
+    titles = {way: title for way, title in titles.items() if way in ways}  # no wording's name
     made = tuple(
         Point(arm=arm_of(method, v.name), title=titles.get(v.name, v.name)) for v in variants
     )

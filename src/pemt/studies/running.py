@@ -128,7 +128,11 @@ def keep(study: Study, folder: OutputFolder) -> None:
     from pemt.training.record import write_json
 
     place = folder.root / STUDY
-    if not place.is_file() or json.loads(place.read_text("utf-8")).get("study") != _plain(study):
+    try:
+        kept = json.loads(place.read_text("utf-8"))["study"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = None
+    if kept != _plain(study):
         write_json(place, {"study": study.to_dict()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,16 @@ def build(grid: Grid, options: Mapping[str, Any], _: Rank) -> tuple[Study, Grid]
     """A variant per weight; they are held against the paper's, 0.1, or else the first.
 
     Raises:
-        ConfigError: fewer than two sources or weights, a weight twice, or below 0.
+        ConfigError: fewer than two sources or weights, a weight twice, below 0 or not finite.
     """
     sources = sources_of(grid)
     if len(sources) < 2:
         raise ConfigError("The gates of one source have nothing to choose", "take two or more")
     weights: Sequence[float] = options.get("weights") or WEIGHTS
-    if len(weights) < 2 or len(set(weights)) != len(weights):
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ConfigError(f"weights: {list(weights)}", "give numbers of 0 or more")
+    # as they are named: to six digits
+    if len(weights) < 2 or len({f"{weight:g}" for weight in weights}) != len(weights):
         raise ConfigError(f"weights: {list(weights)}", "give two or more, and each once")
     (method,) = (m.name for m in grid.chosen)
     variants, made = [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pemt.bench.asked import shots_title
+from pemt.bench.cell import method_of
 from pemt.bench.difference import Difference
 from pemt.bench.summary import points
 from pemt.studies.findings import SCORE, Findings
@@ -14,7 +15,11 @@ def opening(findings: Findings, shots: int | None) -> str:
     """How much there is: targets, draws, cells."""
     cells = [c for c in findings.results.cells if c.shots == shots]
     draws = len({c.data_seed for c in cells})
-    counts = len(findings.tasks) * len(findings.asked.data_seeds) * len(findings.study.points)
+    defined = sum(
+        (task, method_of(p.arm)) not in findings.asked.refused
+        for task in findings.tasks for p in findings.study.points
+    )  # fmt: skip
+    counts = defined * len(findings.asked.data_seeds)
     return (
         f"{shots_title(shots).capitalize()}, {findings.results.base}, mean over "
         f"{listed(findings.tasks)} and {draws} draw{'s' * (draws != 1)} of labels "

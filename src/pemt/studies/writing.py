@@ -67,8 +67,10 @@ def scores(findings: Findings, shots: int | None) -> Table:
     for p in findings.study.points:
         here = [findings.over(SCORE, p.arm, shots, task) for task in findings.tasks]
         here.append(findings.over(SCORE, p.arm, shots))
-        entries = [Entry(NONE if s is None else str(s)) for s in here]
         n = max((s.n for s in here if s is not None), default=0)
+        entries = [
+            Entry(NONE if s is None else f"{s}{f' (n={s.n})' if s.n != n else ''}") for s in here
+        ]
         body.append((Entry(p.title), *entries, Entry(str(n))))
     titles = [f"{t} ({_metric(findings, t)})" for t in findings.tasks]
     return Table(
@@ -171,7 +173,7 @@ def everything(findings: Findings, folder: OutputFolder) -> dict[str, Any]:
     """All of it, for whoever computes further: aggregates, and every cell's numbers."""
     kind = KINDS[findings.study.kind]
     described = folder.description() or {}
-    return {
+    shown: dict[str, Any] = without_nan({
         "study": findings.study.to_dict(), "question": kind.question, "header": findings.header,
         "reading": {
             "full" if s is None else str(s): " ".join(kind.reading(findings, s))
@@ -183,7 +185,7 @@ def everything(findings: Findings, folder: OutputFolder) -> dict[str, Any]:
             {
                 "cell": c.name, "arm": c.arm, "task": c.task, "shots": c.shots,
                 "data_seed": c.data_seed, "metric": c.score,
-                "metrics": without_nan(c.metrics),
+                "metrics": c.metrics,
                 "gates": c.gates, "gates_by_layer": c.gates_by_layer,
                 "gate_spread": c.gate_spread, "train_seconds": c.train_seconds,
                 "seconds": c.seconds, "peak_memory": c.peak_memory, "trained": c.trained,
@@ -195,7 +197,8 @@ def everything(findings: Findings, folder: OutputFolder) -> dict[str, Any]:
             }
             for c in findings.results.cells
         ],
-    }  # fmt: skip
+    })  # fmt: skip
+    return shown
 
 
 def _paired(kinds: dict[str, list[Difference]], arm: str, task: str | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pemt.analysis.figures import distinct
 from pemt.analysis.report.page import picture
 
 # Okabe and Ito's blue, orange and green; in the dark lighter, as far apart
@@ -73,8 +74,8 @@ def gate_curves(panels: Mapping[str, Mapping[str, Points]]) -> tuple[str, str]:
         The picture for a light page and for a dark one.
     """
     drawn = [
-        (f"gate, {stack}", [(_short(name), i % len(CYCLE), points)
-                            for i, (name, points) in enumerate(lines.items())])
+        (f"gate, {stack}", [(name, i % len(CYCLE), points) for i, (name, points)
+                            in enumerate(zip(distinct([*lines], 18), lines.values(), strict=True))])
         for stack, lines in panels.items()
     ]  # fmt: skip
     light, dark = (
@@ -82,10 +83,6 @@ def gate_curves(panels: Mapping[str, Mapping[str, Points]]) -> tuple[str, str]:
         for at, colours in enumerate((LIGHT, DARK))
     )
     return light, dark
-
-
-def _short(name: str, letters: int = 18) -> str:
-    return name if len(name) <= letters else name[: letters - 3] + "..."
 
 
 def _drawn(panels: Any, colours: Mapping[Any, str], kept: float | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pemt.analysis.report.page import picture_file, render
-from pemt.bench.asked import shots_title
+from pemt.bench.asked import read_asked, shots_title
 from pemt.bench.cell import CELL, ERROR
 from pemt.bench.comparison import Row, compared
 from pemt.bench.cost import costs
@@ -51,7 +51,7 @@ def write_grid_report(
     rows: dict[int | None, list[Row]] = {shots: compared(results, shots) for shots in results.shots}
     sections = []
     for shots, at in rows.items():
-        tables = [_without_empty(score_table(results, at))]
+        tables = [_without_empty(score_table(results, at), len(results.methods))]
         if len(results.methods) > 1:
             tables.append(difference_table(differences(results, shots, against)))
         sections.append(
@@ -69,11 +69,16 @@ def write_grid_report(
     return path
 
 
-def _without_empty(table: Table) -> Table:
-    """The table without the methods that have no cell here: a phone has no room for dashes."""
+def _without_empty(table: Table, methods: int) -> Table:
+    """The table without the methods that have no cell here: a phone has no room for dashes.
+
+    Args:
+        table: whose last columns are methods.
+        methods: how many.
+    """
     kept = [
         i for i in range(len(table.columns))
-        if i < table.words or any(row[i].text != NONE for row in table.rows)
+        if i < len(table.columns) - methods or any(row[i].text != NONE for row in table.rows)
     ]  # fmt: skip
     left = len(table.columns) - len(kept)
     said = f"{left} methods without a cell here are left out." if left else ""
@@ -114,10 +119,13 @@ def _plots(results: Results, rows: list[Row]) -> tuple[str | None, str | None]:
 
 
 def _failures(folder: Path) -> list[tuple[str, list[str]]]:
-    """Messages of failed cells, each with the cells it befell."""
+    """Messages of failed cells, each with the cells it befell; none of those that the grid had
+    with other settings, which nothing tries again.
+    """
+    now = set(read_asked(folder).folders.values())
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted((folder / "cells").glob(f"*/{ERROR}")):
-        if (path.parent / CELL).exists():
+        if (path.parent / CELL).exists() or (now and path.parent.name not in now):
             continue
         try:
             message = str(json.loads(path.read_text(encoding="utf-8")).get("message"))
