@@ -76,6 +76,21 @@ def test_experts_are_ranked(place, capsys):
     assert f"Better than no expert beyond noise: {helpful}." in " ".join(shown.split())
 
 
+def test_a_command_without_the_flags_of_a_data_file_does_not_ask_for_them(place, tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\nw1,good\n", encoding="utf-8")
+    for asked in (
+        ["experts", "rank", place / "experts", rows, "--base", place / "bert"],
+        ["experts", "import", place / "lora", tmp_path, "--base", place / "bert", "--name", "a",
+         "--task", rows],
+        ["train-shared-prompt", tmp_path, "--sources", f"{rows},sst2", "--teachers", tmp_path],
+    ):  # fmt: skip
+        error = run(capsys, *asked, code=1).err
+        assert "rows.csv is a data file" in error
+        assert "YAML" in error
+        assert "--text-template" not in error
+
+
 def test_adapt_evaluate_predict(place, tmp_path, capsys):
     folder = tmp_path / "run"
     made = json.loads(run(capsys, *adapt(place, folder, "--json")).out)
@@ -129,6 +144,66 @@ def test_a_finished_run_is_not_overwritten_unasked(place, tmp_path, capsys):
     run(capsys, *adapt(place, tmp_path / "run", "--method", "probe", "--overwrite", "--json"))
 
 
+def test_a_run_that_fails_leaves_the_one_it_was_to_replace(place, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run(capsys, *adapt(place, folder, "--method", "probe", "--json"))
+    (folder / "mine.txt").write_text("kept")
+    before = {p.name for p in folder.iterdir()}
+    run(capsys, *adapt(place, folder, "--overwrite", "--shots", "99"), code=1)
+    assert {p.name for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    run(capsys, *adapt(place, folder, "--overwrite", "--method", "probe", "--json"))
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert not (folder / "mine.txt").exists()
+
+
+def test_replacing_a_run_takes_no_library_away(place, tmp_path, capsys):
+    asked = [
+        "train-source", place / "first.yaml", tmp_path / "run" / "experts", "--output",
+        tmp_path / "run", "--base", place / "bert", "--precision", "float32", "--json", *QUICK,
+    ]  # fmt: skip
+    run(capsys, *asked)
+    refused = run(capsys, *asked, "--overwrite", code=1)
+    assert "run/experts" in refused.err
+    assert (tmp_path / "run" / "experts" / "first").is_dir()
+
+
+@pytest.mark.parametrize("which", ["--rows", "--validation-rows", "--test-rows", "--data-seed"])
+def test_counts_of_source_rows_below_0_are_refused(place, tmp_path, capsys, which):
+    asked = [
+        "train-source", place / "first.yaml", tmp_path / "experts", "--output", tmp_path / "run",
+        "--base", place / "bert", "--precision", "float32", "--rows", "4", *QUICK, which, "-1",
+    ]  # fmt: skip
+    assert "-1" in run(capsys, *asked, code=1).err
+    assert not (tmp_path / "experts" / "first").exists()
+
+
+def test_a_source_is_not_trained_to_be_scored_on_nothing(place, tmp_path, capsys):
+    asked = [
+        "train-source", place / "first.yaml", tmp_path / "experts", "--output", tmp_path / "run",
+        "--base", place / "bert", "--precision", "float32", "--test-rows", "0", *QUICK,
+    ]  # fmt: skip
+    assert "test_rows=0" in run(capsys, *asked, code=1).err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rows", ["0", "-3"])
+def test_no_rows_are_not_scored(place, tmp_path, capsys, rows):
+    run(capsys, *adapt(place, tmp_path / "run", "--method", "adapter", "--json"))
+    asked = ["evaluate", tmp_path / "run", "--precision", "float32", "--rows", rows]
+    assert f"rows={rows}" in run(capsys, *asked, code=1).err
+
+
+@pytest.mark.parametrize("method", ["pemt", "adapter"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_is_scored_again_in_its_own_precision(place, tmp_path, capsys, precision, method):
+    asked = adapt(place, tmp_path / "run", "--method", method, "--json")
+    asked[asked.index("--precision") + 1] = precision
+    made = json.loads(run(capsys, *asked).out)["metrics"]
+    again = json.loads(run(capsys, "evaluate", tmp_path / "run", "--json").out)["metrics"]
+    assert again == made
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -137,6 +212,10 @@ def test_a_finished_run_is_not_overwritten_unasked(place, tmp_path, capsys):
         (["--base", "minilmm"], ["Unknown base 'minilmm'", "Did you mean: minilm?"]),
         (["--shots", "99"], ["99"]),
         (["--settings.batch_size", "0"], ["batch_size=0"]),
+        (["--test-rows", "0"], ["test_rows=0", "at least 1"]),
+        (["--test-rows", "-1"], ["test_rows=-1", "at least 1"]),
+        (["--settings.init_seed", "-1"], ["init_seed=-1"]),
+        (["--settings.report_to", "tensorbord"], ["'tensorbord'", "Did you mean: tensorboard?"]),
     ],
 )
 def test_mistakes_are_explained(place, tmp_path, capsys, change, words):
@@ -264,7 +343,11 @@ def test_instant_is_one_method(place, tmp_path, capsys):
 
 
 def test_the_released_code_is_pemt(place, tmp_path, capsys):
-    run(capsys, *adapt(place, tmp_path / "run", "--compat", "released", "--json"))
+    more = ["--pemt.tau", "2", "--pemt.sparsity_weight", "0"]
+    run(capsys, *adapt(place, tmp_path / "run", "--compat", "released", *more, "--json"))
+    used = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (used["prompt"], used["sparsity_tokens"]) == ("random", "all")
+    assert (used["tau"], used["sparsity_weight"]) == (2.0, 0.0)
     record = json.loads((tmp_path / "run" / "results.json").read_text())
     assert record["method"] == "pemt"
     assert "rule" not in record["notes"]

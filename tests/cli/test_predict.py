@@ -14,9 +14,11 @@ from pemt.cli import main
 from pemt.cli import predict as command
 from pemt.errors import DataError
 from pemt.experts import ExpertLibrary
+from pemt.model import PemtConfig, PemtModel, TaskPart, TaskRouter
+from pemt.tasks import Example
 from pemt.tasks.encoding import fingerprint
 from pemt.tasks.rows import _example as as_learnt
-from pemt.training import adapt, streaming
+from pemt.training import adapt, predict_routed, predict_stream, streaming
 from tests import tiny
 
 
@@ -150,6 +152,28 @@ def test_several_tasks_in_one_file(place, tmp_path, capsys):
             assert made.get("probabilities") == pytest.approx(one.get("probabilities"), abs=1e-5)
 
 
+def test_scores_of_several_tasks_are_as_fine_as_those_of_one(tmp_path, monkeypatch):
+    base = tiny.loaded("bert")
+    task = replace(tiny.task(tmp_path, kind="regression"), score_step=0.005)
+    model = PemtModel(
+        base.model, [tiny.expert(base.model, "a")], PemtConfig(reduction=4), prompt=tiny.prompt(),
+        outputs=1,
+    ).eval()  # fmt: skip
+    rows = [Example(str(i), f"text: {t}", None, "") for i, t in enumerate(texts(3))]
+    alone = [a.text for a in predict_stream(model, task, base.tokenizer, rows)]
+    assert all(len(text.partition(".")[2]) == 4 for text in alone)
+    parts = [TaskPart.of("one", model)]
+    model.detach()
+    router = TaskRouter(base.model, parts)
+    routed = predict_routed(router, {"one": task}, base.tokenizer, [("one", e) for e in rows])
+    assert [a.text for a in routed] == alone
+
+
+def test_a_column_that_a_template_reads_twice_is_one(tmp_path):
+    task = replace(tiny.task(tmp_path), template="text: {text} again: {text}")
+    assert [e.text for e in command._texts(["w1"], task)] == ["text: w1 again: w1"]
+
+
 def test_scores_are_given_as_numbers_too(place, tmp_path, capsys):
     rows, out = write(tmp_path / "rows.csv", [{"text": t} for t in texts(4)]), tmp_path / "a.jsonl"
     run(capsys, place / "second", "--input", rows, "--output", out)
@@ -181,6 +205,9 @@ def test_refusals(place, tmp_path, capsys):
     assert "mix different experts" in run(capsys, other, "--input", rows, code=1).err
     twice = f"{place / 'first'},{place / 'first'}"
     assert "Two runs of a task 'first'" in run(capsys, twice, "--input", rows, code=1).err
+    asked = (place / "first", "--text", '["w1"]', "--output")
+    for folder in (".", "/", place):
+        assert "is a folder" in run(capsys, *asked, folder, code=1).err
 
 
 def test_a_file_that_nobody_finishes_is_taken_away(tmp_path):

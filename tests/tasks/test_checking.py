@@ -57,6 +57,18 @@ def test_a_healthy_task(tmp_path):
     assert json.loads(json.dumps(report.to_dict()))["trains"] is True
 
 
+def test_a_text_with_two_labels_is_one_row_of_the_most_shots(tmp_path):
+    for name in ("validation", "test"):
+        write(tmp_path, "text,label\np,0\nq,1\n", f"{name}.csv")
+    both = "".join(f"both {i},{label}\n" for i in range(4) for label in (0, 1))
+    write(tmp_path, f"text,label\n{both}a,0\nb,0\nc,1\nd,1\n")
+    files = {"train": "rows.csv", "validation": "validation.csv", "test": "test.csv"}
+    task = make_task(tmp_path, rows={"files": files}, split={"rule": "own"})
+    most, splits = check_task(task).most_shots, official_splits(task, load_examples(task))
+    for seed in range(5):
+        draw(splits, task, shots=most, data_seed=seed)
+
+
 def test_the_most_shots_are_the_most(tmp_path):
     write(tmp_path, healthy(41))
     task = make_task(tmp_path, rows={"files": {"train": "rows.csv"}})

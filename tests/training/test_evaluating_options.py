@@ -230,3 +230,9 @@ def test_fewer_rows_keep_whole_groups():
     assert all(sum(e.group == g for e in drawn) == 4 for g in {e.group for e in drawn})
     assert some(examples, 18, 1) != drawn
     assert len(some([replace(e, group="") for e in examples], 18, 0)) == 18
+
+
+@pytest.mark.parametrize(("count", "seed"), [(-1, 0), (4, -1)])
+def test_a_count_or_seed_below_0_draws_nothing(count, seed):
+    with pytest.raises(ConfigError, match=r"(-1 rows|seed=-1)"):
+        some(rows(40), count, seed)

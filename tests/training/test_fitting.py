@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -412,6 +413,18 @@ def test_a_checkpoint_of_another_run_is_refused(
     with pytest.raises(TrainingError, match=f"a run with other {said}\n"):
         run(task, few, tiny.settings(**changes), folder=tmp_path, **model_settings)
     assert json.loads((tmp_path / fitting.IDENTITY).read_text()) == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"metrics": ("macro_f1",)}, {"labels": ("good", "bad")}], ids=lambda c: next(iter(c))
+)
+def test_an_edited_task_is_another_run(task, few, tmp_path, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        killed_at(patch, 2, where="evaluate")
+        with pytest.raises(Killed):
+            run(task, few, tiny.settings(), folder=tmp_path)
+    with pytest.raises(TrainingError, match="a run with other task\n"):
+        run(replace(task, **change), few, tiny.settings(), folder=tmp_path)
 
 
 def test_other_rows_are_another_run(task, few, tmp_path, monkeypatch):

@@ -26,6 +26,9 @@ from pemt.training.settings import TrainSettings
         ("max_target_length", 0, "at least 1"),
         ("max_target_length", -3, "at least 1"),
         ("warmup_steps", -5, "0 or more"),
+        ("init_seed", -1, "from 0 to 4294967295"),
+        ("init_seed", 2**32, "from 0 to 4294967295"),
+        ("order_seed", 10**20, "from 0 to 4294967295"),
     ],
 )
 def test_a_value_that_trains_nothing_is_refused(name, value, allowed):

@@ -206,6 +206,22 @@ def test_the_learning_rate_is_chosen_on_validation(run, monkeypatch, scores):
     assert all((p == chosen + 1).all() for p in state.values())
 
 
+@pytest.mark.parametrize("validation", ["shots", "cv"])
+def test_every_learning_rate_is_looked_at_before_the_first_trains(run, monkeypatch, validation):
+    from pemt.training import adapting, selecting
+
+    def trained(*args, **kwargs):
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(adapting, "fit", trained)
+    monkeypatch.setattr(selecting, "run", trained)
+    with pytest.raises(ConfigError, match="learning_rate=-1"):
+        adapt(
+            run.base, run.task, run.library, shots=4, config=CONFIG, learning_rates=[1e-3, -1.0],
+            method="adapter", settings=tiny.settings(), validation=validation, progress=False,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("rates", [[1e-2], [1e-2, 1e-3]])
 def test_a_run_that_fails_gives_the_base_back(run, rates, monkeypatch):
     from pemt.training import adapting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +79,8 @@ def adapt(
         output: folder of the run (default: runs/TASK-METHOD-...).
         overwrite: replace a finished run.
         precision: of the frozen base: auto, float32 or bfloat16.
-        compat: "released" takes the authors' released code where it differs from the paper; the
-            method is then pemt unless you name another.
+        compat: "released" takes the authors' released code where it differs from the paper, beside
+            what --pemt changes; the method is then pemt unless you name another.
         pemt: of the mixture, the prompt and the loss.
         settings: of training.
         answers: "rank" the label words, "generate" (the paper) or "auto", which ranks where there
@@ -102,22 +103,26 @@ def adapt(
     for one in [] if method == AUTO else method.split(","):
         method_named(one.strip())  # before anything is made
     drawn = "full" if shots is None else f"{shots}-{data_seed}"
-    folder = run_folder(
-        output, f"{chosen.name}-{method.replace(',', '+')}-{drawn}", overwrite=overwrite
-    )
+    default = f"{chosen.name}-{method.replace(',', '+')}-{drawn}"
     if compat == "released":
-        pemt = PemtConfig.released()
+        plain = PemtConfig()
+        asked = {f.name: getattr(pemt, f.name) for f in fields(pemt)}
+        pemt = PemtConfig.released(
+            **{name: v for name, v in asked.items() if v != getattr(plain, name)}
+        )
         method = "pemt" if method == AUTO else method
     if answers is not None:
         settings = settings.changed(answers=answers)
-    with processes.main_first():
-        loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
-    result = training.adapt(
-        loaded, chosen, library, names=experts, shots=shots, data_seed=data_seed,
-        validation=validation, method=method, config=pemt, settings=settings,
-        learning_rates=learning_rates, cv_folds=cv_folds, cv_repeats=cv_repeats,
-        test_rows=test_rows, data_dir=data_dir, folder=folder, progress=not json,
-    )  # fmt: skip
+    reads = (task, library, base, data_dir, *chosen.rows.files.values())
+    with run_folder(output, default, overwrite=overwrite, reads=reads) as folder:
+        with processes.main_first():
+            loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
+        result = training.adapt(
+            loaded, chosen, library, names=experts, shots=shots, data_seed=data_seed,
+            validation=validation, method=method, config=pemt, settings=settings,
+            learning_rates=learning_rates, cv_folds=cv_folds, cv_repeats=cv_repeats,
+            test_rows=test_rows, data_dir=data_dir, folder=folder, progress=not json,
+        )  # fmt: skip
     gates = None
     if result.gates is not None:
         gates = dict(zip(result.experts, result.gates.mean(0).tolist(), strict=True))

@@ -6,6 +6,9 @@ the command's own.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +46,8 @@ def task_from(
         metrics: with a data file: what to report, separated by commas, the main one first.
         task_name: with a data file: the task's name; by default the file's.
         validation_file: with a data file: rows to select on; by default a tenth of the rows.
-        test_file: with a data file: rows to score; by default a fifth of the rows.
+        test_file: with a data file: rows to score; by default a fifth of the rows, or half of the
+            validation file where there is one.
 
     Raises:
         ConfigError: flags that are missing, or that go with nothing.
@@ -88,6 +92,23 @@ def task_from(
     return Task.named(task)
 
 
+def task_named(task: str) -> Task:
+    """A task of the registry or of a YAML file, for commands without the flags of a data file.
+
+    Raises:
+        ConfigError: a data file.
+        UnknownNameError: no such task.
+    """
+    from pemt.tasks.adhoc import is_data_file
+
+    if is_data_file(task):
+        raise ConfigError(
+            f"{task} is a data file, and this command takes a task",
+            "write a YAML file that says how to read it (docs/how-to/own-task.md), and give that",
+        )
+    return task_from(task)
+
+
 def _words(listed: str | None) -> list[str] | None:
     """Words from "a, b", or from a JSON list where a word holds a comma.
 
@@ -107,25 +128,58 @@ def _words(listed: str | None) -> list[str] | None:
     return words
 
 
-def run_folder(folder: Path | None, default: str, *, overwrite: bool) -> Path:
+@contextmanager
+def run_folder(
+    folder: Path | None, default: str, *, overwrite: bool, reads: Iterable[str | Path | None] = ()
+) -> Iterator[Path]:
     """Where a run goes; a finished run there is only replaced when asked.
 
-    Raises:
-        ConfigError: a finished run is there.
-    """
-    import shutil
+    It is set aside until the new one is whole, and comes back where an error leaves nothing of the
+    new one.
 
+    Args:
+        folder: asked for; None takes the default.
+        default: name below `runs`.
+        overwrite: replace a finished run.
+        reads: what the command reads, names that are no paths among them.
+
+    Raises:
+        ConfigError: a finished run is there, or one whose folder holds what the command reads.
+    """
     from pemt.training import processes
 
     place = folder or Path("runs") / default
+    real = place.resolve()
+    aside = real.with_name(f".{real.name}.replaced")
 
-    def cleared() -> None:
-        if (place / "results.json").is_file():
-            if not overwrite:
+    def set_aside() -> None:
+        if not (place / "results.json").is_file():
+            return
+        if not overwrite:
+            raise ConfigError(
+                f"{place} holds a finished run", "give another --output, or --overwrite true"
+            )
+        inputs = [Path(path).expanduser().resolve() for path in reads if path]
+        for inside in (Path.cwd(), *(path for path in inputs if path.exists())):
+            if inside.is_relative_to(real):
                 raise ConfigError(
-                    f"{place} holds a finished run", "give another --output, or --overwrite true"
+                    f"{place} is to be replaced and holds {inside}, which this command needs",
+                    "give another --output, or move it",
                 )
-            shutil.rmtree(place)
+        if aside.exists():  # of a run that was killed at its very end
+            shutil.rmtree(aside)
+        real.rename(aside)
+        if place.is_symlink():
+            real.mkdir()
 
-    processes.on_main(cleared)
-    return place
+    processes.on_main(set_aside)
+    try:
+        yield place
+    except BaseException:
+        if processes.is_main() and aside.exists() and not (real.exists() and any(real.iterdir())):
+            if real.exists():
+                real.rmdir()
+            aside.rename(real)
+        raise
+    if processes.is_main() and aside.exists():
+        shutil.rmtree(aside)

@@ -41,7 +41,7 @@ def evaluate(
         library: folder or hf:// address of the experts, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
-        precision: of the frozen base: auto, float32 or bfloat16.
+        precision: of the frozen base: float32, bfloat16, or auto: that it was adapted in.
         answers: rank the label words, generate, or auto; by default as the model was adapted with.
         json: print metrics, interval, scores per class and invalid answers as JSON on stdout.
     """
@@ -52,7 +52,7 @@ def evaluate(
     from pemt.tasks.adhoc import is_data_file, task_on_file
     from pemt.training.deploying import load_run
     from pemt.training.evaluating import answers_of
-    from pemt.training.sourcing import some
+    from pemt.training.sourcing import scored
 
     loaded = load_run(run, library=library, base=base, precision=precision)
     own_file = task is not None and is_data_file(task)
@@ -70,7 +70,7 @@ def evaluate(
         )
     raw = load_examples(asked, data_dir=data_dir)
     part = raw["test"] if own_file else getattr(official_splits(asked, raw), split)
-    examples = some(part, rows, 0)
+    examples = scored(part, rows, 0, "rows")
     settings = loaded.settings if answers is None else loaded.settings.changed(answers=answers)
     metrics, made = training.evaluate(
         loaded.model, asked, loaded.base.tokenizer, examples, settings, progress=not json

@@ -114,7 +114,7 @@ def open_library(library: str) -> ExpertLibrary:
     if not isinstance(store, HubLibrary) and not store.root.is_dir():
         raise ConfigError(
             f"There is no library {str(library)!r}.",
-            "give the folder that `pemt train-source --library` wrote to",
+            "give the folder that `pemt train-source` wrote to",
         )
     return store
 

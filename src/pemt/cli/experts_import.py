@@ -43,7 +43,7 @@ def import_peft(
     Returns:
         0.
     """
-    from pemt.cli.choose import task_from
+    from pemt.cli.choose import task_named
     from pemt.experts import ExpertLibrary
 
     if task is not None and description is not None:
@@ -55,7 +55,7 @@ def import_peft(
         )
     info = ExpertLibrary(library).import_peft(
         folder, name=name, base=base, prompt=prompt, drop_head=drop_head, overwrite=overwrite,
-        task=description if task is None else task_from(task),
+        task=description if task is None else task_named(task),
     )  # fmt: skip
     if json:
         print(json_format.dumps(info.to_json(), indent=2, ensure_ascii=False))

@@ -42,13 +42,13 @@ def rank(
         json: print the ranking as JSON on stdout.
     """
     from pemt.bases import load_base
-    from pemt.cli.choose import task_from
+    from pemt.cli.choose import task_named
     from pemt.experts import ExpertLibrary
     from pemt.guide.guide import left_out
     from pemt.training.adapting import target_rows
     from pemt.training.choosing import ranked
 
-    chosen = task_from(task)
+    chosen = task_named(task)
     # the same draw as `adapt` makes; "full" only leaves its validation rows undrawn
     rows = target_rows(
         chosen, shots=shots, data_seed=data_seed, validation="full", data_dir=data_dir

@@ -50,7 +50,8 @@ def predict(
         task_column: with several runs: the column with the name of each row's task.
         library: folder or hf:// address of the experts, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
-        precision: of the frozen base: auto, float32 or bfloat16.
+        precision: of the frozen base: float32, bfloat16, or auto: that it was adapted in (of
+            several runs the first).
         answers: rank the label words, generate, or auto; by default as the model was adapted with.
         json: print one JSON object per line instead of the answer alone.
     """
@@ -159,9 +160,9 @@ def _whole(path: Path) -> Iterator[Callable[[str], int]]:
     """
     from pemt.errors import ConfigError
 
-    temporary = path.with_name(f".{path.name}.part")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder", "give a file, perhaps in it")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("w", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
-from pemt.cli.choose import run_folder, task_from
+from pemt.cli.choose import run_folder, task_named
 from pemt.errors import ConfigError
 from pemt.training.settings import TrainSettings
 
@@ -41,7 +41,7 @@ def train_shared_prompt(
     Args:
         library: folder of the library for the prompts, one for each source, which also hold the
             shared one; made where it does not exist.
-        sources: tasks, as train-source takes them: mnli,qnli or a list; at least two.
+        sources: names of tasks or their YAML files, as mnli,qnli or a list; at least two.
         teachers: library of the prompts tuned on each source alone.
         base: the base that the teachers were tuned on.
         distillation: weight of the teachers in the loss; 0 leaves them out.
@@ -61,17 +61,20 @@ def train_shared_prompt(
     from pemt.training.shared_prompts import train_shared_prompt as train
 
     asked = sources.split(",") if isinstance(sources, str) else sources
-    tasks = [task_from(name.strip()) for name in asked if name.strip()]
+    tasks = [task_named(name.strip()) for name in asked if name.strip()]
     if len(tasks) < 2:
         raise ConfigError(f"sources={sources!r}", "name at least two tasks: --sources mnli,qnli")
     names = "-".join(t.name for t in tasks)
-    folder = run_folder(output, f"shared-prompt-{names}", overwrite=overwrite)
-    made = train(
-        load_base(base, precision=precision),  # type: ignore[arg-type]
-        tasks, library, open_library(teachers), distillation=distillation, settings=settings,
-        rows=rows, validation_rows=validation_rows, test_rows=test_rows, data_seed=data_seed,
-        data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
-    )  # fmt: skip
+    default = f"shared-prompt-{names}"
+    files = [file for t in tasks for file in t.rows.files.values()]
+    reads = (library, teachers, base, data_dir, *asked, *files)
+    with run_folder(output, default, overwrite=overwrite, reads=reads) as folder:
+        made = train(
+            load_base(base, precision=precision),  # type: ignore[arg-type]
+            tasks, library, open_library(teachers), distillation=distillation, settings=settings,
+            rows=rows, validation_rows=validation_rows, test_rows=test_rows, data_seed=data_seed,
+            data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
+        )  # fmt: skip
     if json:
         print(json_format.dumps({"metrics": made.metrics, "run": str(folder)}))
         return 0

@@ -51,7 +51,8 @@ def train_source(
         base: minilm, smollm2, a folder, or a Hub id such as google-t5/t5-base.
         name: of the expert; the task's name by default.
         rows: at most this many training rows, drawn by data_seed; all by default.
-        validation_rows: select on at most this many validation rows; null takes all.
+        validation_rows: select on at most this many validation rows; null takes all, 0 keeps the
+            last step.
         test_rows: score at most this many test rows; null takes all.
         data_seed: of the draw of rows.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
@@ -68,14 +69,16 @@ def train_source(
     from pemt.training import processes
 
     chosen = task_from(task, **flags)
-    folder = run_folder(output, f"source-{name or chosen.name}", overwrite=overwrite)
-    with processes.main_first():
-        loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
-    made = training.train_source(
-        loaded, chosen, library, name=name, config=source, settings=settings, rows=rows,
-        validation_rows=validation_rows, test_rows=test_rows, data_seed=data_seed,
-        data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
-    )  # fmt: skip
+    default = f"source-{name or chosen.name}"
+    reads = (task, library, base, data_dir, *chosen.rows.files.values())
+    with run_folder(output, default, overwrite=overwrite, reads=reads) as folder:
+        with processes.main_first():
+            loaded = load_base(base, precision=precision)  # type: ignore[arg-type]
+        made = training.train_source(
+            loaded, chosen, library, name=name, config=source, settings=settings, rows=rows,
+            validation_rows=validation_rows, test_rows=test_rows, data_seed=data_seed,
+            data_dir=data_dir, folder=folder, overwrite=overwrite, progress=not json,
+        )  # fmt: skip
     if json:
         shown = {"name": made.name, "metrics": made.metrics, "constant": made.constant}
         print(json_format.dumps({**shown, "run": str(folder)}))

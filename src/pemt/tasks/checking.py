@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pemt.errors import ConfigError, DataError
+from pemt.tasks.fewshot import pools
 from pemt.tasks.lengths import Lengths, Reader, measure, notes_on
 from pemt.tasks.rows import Example, load_examples, locate
 from pemt.tasks.splits import Splits, official_splits
@@ -206,12 +207,7 @@ def _contradictory(examples: Iterable[Example]) -> list[tuple[str, list[str]]]:
 
 def _most_shots(task: Task, train: Sequence[Example]) -> int:
     """Half of the distinct training texts, of the rarest label where there are labels."""
-    if task.kind != "classification":
-        return len({e.text for e in train}) // 2
-    texts: dict[int, set[str]] = {i: set() for i in range(len(task.labels))}
-    for e in train:
-        texts[int(e.label or 0)].add(e.text)
-    return min(map(len, texts.values())) // 2
+    return min(map(len, pools(train, task, 0).values())) // 2
 
 
 def _same_files(task: Task) -> list[str]:

@@ -75,11 +75,11 @@ def draw(
         raise ConfigError(f"shots is {shots}", "give 1 or more")
     if validation not in ("shots", "full", "cv"):
         raise ConfigError(f"validation is {validation!r}", "allowed: 'shots', 'full', 'cv'")
-    pools = _pools(splits.train, task, data_seed)
-    train = _cut(pools, task, 0, shots, "training")
+    found = pools(splits.train, task, data_seed)
+    train = _cut(found, task, 0, shots, "training")
     held = [] if validation == "cv" else splits.validation
     if validation == "shots":
-        held = _cut(pools, task, shots, shots, "validation")
+        held = _cut(found, task, shots, shots, "validation")
     train = sorted(train, key=lambda e: _hash(task.name, "order", data_seed, e.id))
     manifest = {
         "task": task.name,
@@ -95,10 +95,13 @@ def draw(
     return FewShot(train, list(held), splits.test, manifest)
 
 
-def _pools(examples: Sequence[Example], task: Task, seed: int) -> dict[str, list[Example]]:
-    """Label word (or "" for the whole) -> distinct examples in the order of the draw."""
+def pools(examples: Sequence[Example], task: Task, seed: int) -> dict[str, list[Example]]:
+    """Label word (or "" for the whole) -> distinct examples in the order of the draw.
+
+    A text that carries two labels is in one pool, whatever the seed.
+    """
     by_label = task.kind == "classification"
-    pools: dict[str, list[Example]] = {word: [] for word in task.labels} if by_label else {"": []}
+    found: dict[str, list[Example]] = {word: [] for word in task.labels} if by_label else {"": []}
     ordered = sorted(examples, key=lambda e: (_hash(task.name, "draw", seed, e.text), e.id))
     seen: set[str] = set()
     for example in ordered:
@@ -106,15 +109,15 @@ def _pools(examples: Sequence[Example], task: Task, seed: int) -> dict[str, list
             seen.add(example.text)
             # by index: the target is no label word where a row brings its own options
             label = example.label if by_label else None
-            pools["" if label is None else task.labels[int(label)]].append(example)
-    return pools
+            found["" if label is None else task.labels[int(label)]].append(example)
+    return found
 
 
 def _cut(
-    pools: dict[str, list[Example]], task: Task, start: int, count: int, purpose: str
+    found: dict[str, list[Example]], task: Task, start: int, count: int, purpose: str
 ) -> list[Example]:
     drawn: list[Example] = []
-    for word, pool in pools.items():
+    for word, pool in found.items():
         part = pool[start : start + count]
         if len(part) < count:
             rows = f"rows of the label {word!r}" if word else "rows"

@@ -148,8 +148,9 @@ class Task:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The columns the template reads, in order."""
-        return tuple(name for _, name, _, _ in string.Formatter().parse(self.template) if name)
+        """The columns the template reads, each once, in order."""
+        parts = string.Formatter().parse(self.template)
+        return tuple(dict.fromkeys(name for _, name, _, _ in parts if name))
 
     def variant(self, name: str) -> Task:
         """The same task with the label words that ``label_variants`` has under a name.

@@ -30,7 +30,7 @@ from pemt.training.gates import gates_of
 from pemt.training.result import AdaptResult, write_result
 from pemt.training.selecting import Selection, cross_validate, settings_for
 from pemt.training.settings import TrainSettings
-from pemt.training.sourcing import some
+from pemt.training.sourcing import scored
 
 if TYPE_CHECKING:
     from pemt.guide import Evidence
@@ -114,7 +114,8 @@ def adapt(
         The model, its test metrics, gates and record.
 
     Raises:
-        ConfigError: the method is not defined for this base or this kind of task.
+        ConfigError: the method is not defined for this base or this kind of task, or a learning
+            rate or number of test rows that is not above 0.
     """
     processes.start()
     progress = progress and processes.is_main()
@@ -137,6 +138,7 @@ def adapt(
         rows = rows or target_rows(
             task, shots=shots, data_seed=data_seed, validation=validation, data_dir=data_dir
         )
+    test = scored(rows.test, test_rows, 0)
     folder = None if folder is None else Path(folder).expanduser()
     if folder is not None:
         check_place(folder / "model")  # before the work, not after it
@@ -146,6 +148,8 @@ def adapt(
             raise ConfigError(reason, "`pemt bench methods` lists what applies where")
     config = config or PemtConfig()
     chosen = settings or TrainSettings()
+    for rate in learning_rates or ():
+        chosen.changed(learning_rate=rate)  # refused before the first trains
     ranking: Ranking | None = None
     auto, pool = None, experts
     shared: dict[str, Any] = {}
@@ -189,7 +193,6 @@ def adapt(
     config = chosen_method.configured(config)
     own = chosen_method.learning_rates[base.backbone.family]
     learning_rates = learning_rates or [chosen.learning_rate or own]
-    test = some(rows.test, test_rows, 0)
 
     def build() -> tuple[AdaptedModel, dict[str, Any]]:
         setting = Setting(

@@ -74,15 +74,22 @@ def load_run(
         run: the run's folder or the model folder in it.
         library: where the experts are, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
-        precision: of the base.
+        precision: of the base; "auto" is the one it was adapted in, where the run says so.
 
     Raises:
         ConfigError: no adapted model there, or one saved without its task.
         ExpertError: experts or base are not those it was adapted with.
     """
     folder, described = _described(run)
-    loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
+    loaded = _base_of(described, base, precision)
     return _loaded(folder, described, loaded, library)
+
+
+def _base_of(described: dict[str, Any], base: str | None, precision: str) -> Base:
+    kept = described["extra"].get("precision")
+    if precision == "auto" and kept in ("float32", "bfloat16"):
+        precision = kept
+    return load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
 
 
 def _described(run: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -155,7 +162,7 @@ def load_runs(
         runs: folders that `adapt` wrote; NAME=FOLDER names the task, which else keeps its name.
         library: where the experts are, if they were not saved with the models.
         base: load the base from here instead of from where the first model says.
-        precision: of the base.
+        precision: of the base; "auto" is the one the first model was adapted in.
 
     Raises:
         ConfigError: two tasks of one name, or models that cannot answer together.
@@ -167,7 +174,7 @@ def load_runs(
         name, equals, place = str(given).partition("=")
         folder, described = _described(place if equals else given)
         if loaded is None:
-            loaded = load_base(base or described["base"], precision=precision)  # type: ignore[arg-type]
+            loaded = _base_of(described, base, precision)
         one = _loaded(folder, described, loaded, library)
         name = name if equals else one.task.name
         with one.model.attaching():

@@ -217,10 +217,8 @@ def predict(
                     )
             elif scores is None:
                 numbers = model(ids, mask).logits.squeeze(-1).tolist()
-                # one more than the task writes, and so two at least
-                decimals = len(task.answer(0.0).partition(".")[2]) + 1
                 for i, value in zip(rows, numbers, strict=True):
-                    values[i], texts[i] = value, f"{value:.{decimals}f}"
+                    values[i], texts[i] = value, score_text(task, value)
             else:
                 own = [choices[i] for i in rows]
                 logs = _ranked(model, ids, mask, own, answer_ids).float().cpu()
@@ -238,6 +236,12 @@ def predict(
             if scores is not None and made_there is not None:
                 scores[[i for i, *_ in theirs]] = made_there
     return Predictions(values, texts, scores)
+
+
+def score_text(task: Task, value: float) -> str:
+    """A score as text: one decimal more than the task writes, and so two at least."""
+    decimals = len(task.answer(0.0).partition(".")[2]) + 1
+    return f"{value:.{decimals}f}"
 
 
 def evaluate(

@@ -199,6 +199,7 @@ def write_result(result: AdaptResult, folder: Path) -> None:
     write_json(folder / "results.json", results_of(result))
     extra = {
         "task": result.task.to_dict(), "settings": result.settings.to_dict(),
+        "precision": str(result.base.model.dtype).removeprefix("torch."),
         "metrics": result.metrics, "interval": result.report.main_interval(),
     }  # fmt: skip
     place, base_name = folder / "model", result.base.name

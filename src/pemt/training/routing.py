@@ -14,7 +14,14 @@ from pemt.model.router import TaskRouter
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, Encoded, encode_prompts_only
 from pemt.tasks.metrics import parse_answer
-from pemt.training.evaluating import answers_of, evaluating, lengths, side_of, word_ids
+from pemt.training.evaluating import (
+    answers_of,
+    evaluating,
+    lengths,
+    score_text,
+    side_of,
+    word_ids,
+)
 from pemt.training.settings import TrainSettings
 from pemt.training.streaming import WINDOW, Answer
 
@@ -152,7 +159,8 @@ def _batch(
             scores = router.score_answers(ids, mask, answers)
     for a, row in zip(batch, scores.float().cpu(), strict=True):
         if kind == "head" and router.outputs_of[a.name] == 1:
-            yield Answer(a.example, float(row[0]), f"{float(row[0]):.2f}", task=a.name)
+            value = float(row[0])
+            yield Answer(a.example, value, score_text(a.task, value), task=a.name)
             continue
         chances = row[: len(a.words)].softmax(-1)
         best = int(chances.argmax())

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pemt.errors import ConfigError
 
 Answers = Literal["auto", "rank", "generate"]
+LARGEST_SEED = 2**32 - 1
+"""That numpy takes, whose random numbers a run seeds too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class TrainSettings:
             "auto" ranks where there are label words.
         checkpoints: write a checkpoint at every evaluation, so that a killed run resumes.
         gradient_checkpointing: recompute layers in the backward pass to save memory.
-        init_seed: of new weights and dropout.
-        order_seed: of the order of the training rows.
+        init_seed: of new weights and dropout, from 0 to 2**32 - 1.
+        order_seed: of the order of the training rows, from 0 to 2**32 - 1.
         report_to: where the Trainer logs to, such as "tensorboard"; "none" for nowhere.
     """
 
@@ -76,6 +78,12 @@ class TrainSettings:
             raise ConfigError(f"warmup_steps={self.warmup_steps}", "give 0 or more")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout}", "give 0 or more, below 1")
+        for name in ("init_seed", "order_seed"):
+            value = getattr(self, name)
+            if not 0 <= value <= LARGEST_SEED:
+                raise ConfigError(
+                    f"{name}={value}", f"give a whole number from 0 to {LARGEST_SEED}"
+                )
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"patience={self.patience}", "give at least 1, or None")
 

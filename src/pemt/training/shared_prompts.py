@@ -26,7 +26,7 @@ from pemt.training.evaluating import evaluate, lengths, report_of, side_of
 from pemt.training.fitting import Fit, fingerprint_of, run, steps_of
 from pemt.training.record import run_record, versions, write_json
 from pemt.training.settings import TrainSettings
-from pemt.training.sourcing import PROMPT_RATES, SOURCE_DEFAULTS, outputs_of, some
+from pemt.training.sourcing import PROMPT_RATES, SOURCE_DEFAULTS, outputs_of, scored, some
 
 HOW = "tune one on each source first: pemt train-source TASK LIBRARY --source.kind prompt"
 
@@ -231,7 +231,7 @@ def _drawn(
 
     return replace(
         splits, train=some(splits.train, rows, seed),
-        validation=some(splits.validation, validation, seed), test=some(splits.test, test, seed),
+        validation=some(splits.validation, validation, seed), test=scored(splits.test, test, seed),
     )  # fmt: skip
 
 

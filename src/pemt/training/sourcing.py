@@ -82,7 +82,15 @@ def start_prompt(base: Base, task: Task, kind: str, *, seed: int = 0) -> torch.T
 
 
 def some(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
-    """At most `count` rows, drawn by seed, of whole groups where rows have one; None takes all."""
+    """At most `count` rows, drawn by seed, of whole groups where rows have one; None takes all.
+
+    Raises:
+        ConfigError: a count or seed below 0.
+    """
+    if count is not None and count < 0:
+        raise ConfigError(f"{count} rows", "give 0 or more, or no number for all of them")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}", "give 0 or more")
     if count is None or count >= len(examples):
         return list(examples)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))
@@ -95,6 +103,28 @@ def some(examples: Sequence[Example], count: int | None, seed: int) -> list[Exam
     for group in members.values():
         if len(chosen) + len(group) <= count:
             chosen += group
+    return chosen
+
+
+def scored(
+    examples: Sequence[Example], count: int | None, seed: int, name: str = "test_rows"
+) -> list[Example]:
+    """`some` rows to score: at least one, said before the work rather than after it.
+
+    Args:
+        examples: to draw from.
+        count: at most; None takes all.
+        seed: of the draw.
+        name: of the count, for the message.
+
+    Raises:
+        ConfigError: a count below 1, or one that no whole group fits.
+    """
+    if count is not None and count < 1:
+        raise ConfigError(f"{name}={count}", "give a whole number of at least 1")
+    chosen = some(examples, count, seed)
+    if examples and not chosen:
+        raise ConfigError(f"{name}={count}", "give more: rows of one group stay together")
     return chosen
 
 
@@ -128,7 +158,7 @@ def train_source(
         settings: of the run; by default `SOURCE_DEFAULTS`, with the family's `SOURCE_RATES`, or its
             `PROMPT_RATES` for kind "prompt".
         rows: at most this many training rows, drawn by `data_seed`.
-        validation_rows: at most this many rows for selection.
+        validation_rows: at most this many rows for selection; 0 keeps the last step.
         test_rows: at most this many rows for the reported metrics.
         data_seed: of the draws.
         data_dir: local mirror of datasets.
@@ -138,6 +168,10 @@ def train_source(
 
     Returns:
         The expert's name, its test metrics and how training went.
+
+    Raises:
+        ConfigError: a name that is taken, or a number of rows that none can be drawn for.
+        DataError: no training rows.
     """
     processes.start()
     progress = progress and processes.is_main()
@@ -161,8 +195,10 @@ def train_source(
     with processes.main_first():
         splits = load_splits(task, data_dir=data_dir)
     train = some(splits.train, rows, data_seed)
-    validation = some(splits.validation, validation_rows, data_seed)
-    test = some(splits.test, test_rows, data_seed)
+    validation: list[Example] = []
+    if validation_rows != 0:
+        validation = scored(splits.validation, validation_rows, data_seed, "validation_rows")
+    test = scored(splits.test, test_rows, data_seed)
     site = down_projections(base.model, base.backbone)[0]
     prompt: torch.Tensor | None = None
     if config.prompt == "vocabulary":
