@@ -17,6 +17,7 @@ from pemt.model import AdaptedModel, PemtConfig
 from pemt.tasks import Example
 from pemt.tasks.encoding import CUE, Collator, encode_prompts_only, label_word_ids
 from pemt.training import adapt, evaluate
+from pemt.training.evaluating import predict
 from tests import tiny
 
 DECODERS = pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
@@ -232,6 +233,23 @@ def test_a_chat_template_frames_texts_and_answers(tmp_path, template, build):
         ids, mask = texts(replace(given, validation=rows[rows.index(row) :]), rows=1)
         made = model.score_answers(ids, mask, [[5, 6]])[0, 0]
         torch.testing.assert_close(made, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_templates_words_after_the_text_take_positions_too(tmp_path):
+    given = setting(tmp_path, "gpt2", "generation", validation=[], max_source_length=None)
+    tokenizer = tiny.tokenizer("decoder-only", "<system>", "<user>", "<assistant>")
+    tokenizer.chat_template = CHAT.replace("<assistant> ", "<assistant> w1 w2 w3 w4 w5 w6 ")
+    given = replace(given, base=replace(given.base, tokenizer=tokenizer))
+    model = zero_shot(given)
+    assert len(model.closing) > 6
+    long = [Example("1", "text: " + "w1 " * 200, "w1", "w1")]
+    asked = tiny.settings(max_source_length=None, max_target_length=16)
+    room = model.base.config.n_positions - len(model.words) - len(model.closing) - 16
+    for length in (None, room):
+        made = predict(model, given.task, tokenizer, long, replace(asked, max_source_length=length))
+        assert len(made.texts) == 1
+    with pytest.raises(ConfigError, match=f"give at most {room}"):
+        predict(model, given.task, tokenizer, long, replace(asked, max_source_length=room + 1))
 
 
 def test_generation_with_and_without_a_cache(tmp_path):

@@ -135,6 +135,23 @@ def test_disabled_is_the_base(setting, method, name):
         assert name == "bert" or not torch.equal(answer, wanted)
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "adapter"])
+def test_disable_nests(setting, method):
+    given = setting("bert", method=method)
+    ids, mask = tiny.batch()
+    with torch.no_grad():
+        wanted = given.base.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        model = tiny.stir(METHODS[method].build(given)).eval()
+        adapted = model(ids, mask).logits
+        trained = model.trained_state().keys()
+        with model.disable():
+            with model.disable():
+                pass
+            assert torch.equal(model(ids, mask).last_hidden_state, wanted)
+        assert torch.equal(model(ids, mask).logits, adapted)
+    assert model.trained_state().keys() == trained
+
+
 @pytest.mark.parametrize("method", [m for m, name in DEFINED if name == "bert"])
 def test_the_init_seed_decides_the_start(setting, method):
     def start(seed):

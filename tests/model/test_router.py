@@ -102,6 +102,22 @@ def test_other_gates_and_no_mixture(name, gate):
         torch.testing.assert_close(mixed[i], alone[task][i], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gate", ["example", "task"])
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH_FAMILY)
+def test_a_batch_without_the_task_of_the_longest_prompt(name, gate):
+    base = tiny.base(name)
+    ids, mask = tiny.batch(2, length=4)
+    more = tiny.decode_inputs(base, 2)
+    given = {
+        "long": {"seed": 1, "rows": 20, "gate": gate},
+        "short": {"seed": 2, "rows": 2, "gate": gate},
+    }
+    parts, alone = parts_of(base, given, lambda _, model: model(ids, mask, **more).logits)
+    with torch.no_grad(), TaskRouter(base, parts).on(["short", "short"]) as router:
+        made = router(ids, mask, **more).logits
+    torch.testing.assert_close(made, alone["short"], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"use_cache": False}])
 @pytest.mark.parametrize("name", ["t5", "bart", "llama", "gpt2"])
 def test_generation_and_scores(name, settings):

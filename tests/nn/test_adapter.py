@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pemt.errors import ConfigError
+from pemt.errors import ConfigError, UnknownNameError
 from pemt.nn import TargetAdapter
 from tests import reference
 
@@ -53,3 +53,8 @@ def test_starts_small():
 def test_reduction_that_does_not_fit(reduction):
     with pytest.raises(ConfigError, match=f"reduction {reduction}"):
         TargetAdapter(32, reduction=reduction)
+
+
+def test_an_unknown_activation_names_a_close_one():
+    with pytest.raises(UnknownNameError, match=r"activation 'gelu_nwe'. Did you mean: gelu_new"):
+        TargetAdapter(32, activation="gelu_nwe")

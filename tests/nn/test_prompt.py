@@ -46,6 +46,12 @@ def test_initial_fusion_is_added_once():
     assert_close(prompt.target.embedding.grad, torch.ones(4, WIDTH))
 
 
+def test_initial_fusion_is_added_without_dropout():
+    start, sources = rows(4, 0), [rows(3, 1), rows(2, 2)]
+    prompt = CorrelationPrompt(start, sources, dropout=0.5, fusion="init")
+    assert_close(prompt(), reference.correlation_prompt(start, sources))
+
+
 @pytest.mark.parametrize("sources", [[], [rows(3, 1)]])
 def test_without_fusion_or_sources_it_is_the_target_prompt(sources):
     start = rows(4, 0)

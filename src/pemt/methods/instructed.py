@@ -77,6 +77,10 @@ class InstructedModel(AdaptedModel):
         embedded: Tensor = self.base.get_input_embeddings()(self.words)
         return embedded.detach()
 
+    def prompt_rows(self) -> int:
+        """The positions that the words take, those after the text too."""
+        return len(self.words) + len(self.closing)
+
     def _prompted(
         self,
         input_ids: Tensor,

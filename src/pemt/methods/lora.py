@@ -54,6 +54,9 @@ class LoraModel(AdaptedModel):
     @contextmanager
     def disable(self) -> Iterator[None]:
         """Inside, the base answers as it was."""
+        if self._disabled:  # inside another, which ends later
+            yield
+            return
         for layer in self._injected:
             layer.enable_adapters(False)
         try:

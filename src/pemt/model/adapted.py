@@ -61,7 +61,8 @@ class AdaptedModel(PromptedModel):
             **settings: of transformers' `generate`.
 
         Returns:
-            Token ids `[B, L]`: encoder-decoder with the start token, decoder-only new tokens alone.
+            Token ids `[B, L]`: encoder-decoder with the start token, decoder-only new tokens alone;
+            with `return_dict_in_generate` transformers' output, whose `sequences` are these.
         """
         if self.family == "encoder-only":
             raise ConfigError(
@@ -109,7 +110,10 @@ class AdaptedModel(PromptedModel):
             )
         finally:
             hook.remove()
-        return sequences[:, mask.shape[1] :] if isinstance(sequences, Tensor) else sequences
+        if isinstance(sequences, Tensor):
+            return sequences[:, mask.shape[1] :]
+        sequences.sequences = sequences.sequences[:, mask.shape[1] :]
+        return sequences
 
     @torch.no_grad()
     def label_scores(

@@ -50,6 +50,7 @@ class AttachedModel(nn.Module):
         base.requires_grad_(False)
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         self._disabled = False
+        self._checkpointed = False  # by us, where the base's layers were not before
         self.width = self.sites[0].width
         self.head = TaskHead(self.width, outputs or 1).to(base.device) if encoder_only else None
         self.outputs = outputs if encoder_only else None
@@ -85,6 +86,8 @@ class AttachedModel(nn.Module):
         for parent, attribute, original in reversed(self._replaced):
             setattr(parent, attribute, original)
         self._replaced.clear()
+        if self._checkpointed:
+            self.gradient_checkpointing_disable()
         for name, parameter in self.base.named_parameters():
             parameter.requires_grad_(self._was_trained[name])
         for name, module in self.base.named_modules():
@@ -204,6 +207,8 @@ class AttachedModel(nn.Module):
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
         """Recompute layers in the backward pass; both modes of torch.utils.checkpoint work."""
+        if not any(getattr(m, "gradient_checkpointing", False) for m in self.base.modules()):
+            self._checkpointed = True
         self.base.activation_checkpointing_enable(
             gradient_checkpointing_kwargs or {"use_reentrant": False}
         )
@@ -212,6 +217,7 @@ class AttachedModel(nn.Module):
         """Keep activations again."""
         self.base.activation_checkpointing_disable()
         self.base.disable_input_require_grads()
+        self._checkpointed = False
 
     def _reentrant(self) -> bool:
         if not self.training or not torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pemt.errors import ConfigError, UnknownNameError
 
@@ -21,6 +21,17 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         if key not in known:
             raise UnknownNameError(f"{kind.__name__} key", key, known)
     return kind(**values)
+
+
+def _check_choices(settings: Any) -> None:
+    """Refuse a value that is none of its field's: it would be taken for another of them.
+
+    Raises:
+        UnknownNameError: names the field.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
+            raise UnknownNameError(name, getattr(settings, name), get_args(hint))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,7 @@ class SourceConfig:
     prompt_tokens: int = 100
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         for name in ("rank", "prompt_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(
@@ -142,10 +154,12 @@ class PemtConfig:
     top_k_train: bool = False
 
     def __post_init__(self) -> None:
-        if self.prompt_tokens < 1:
-            raise ConfigError(
-                f"prompt_tokens={self.prompt_tokens}", "give a whole number of at least 1"
-            )
+        _check_choices(self)
+        for name in ("prompt_tokens", "reduction"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}", "give a whole number of at least 1"
+                )
         for name in ("tau", "guide_temperature", "guide_strength", "gate_rate", "guide_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -172,7 +186,7 @@ class PemtConfig:
             raise ConfigError(
                 f"top_k={self.top_k} with gate='uniform'", "no gate is larger: name fewer experts"
             )
-        if self.sparsity_weight < 0:
+        if not self.sparsity_weight >= 0:  # "not" refuses nan too
             raise ConfigError(f"sparsity_weight={self.sparsity_weight}", "give 0 or more")
         if not 0 <= self.prompt_dropout < 1:
             raise ConfigError(f"prompt_dropout={self.prompt_dropout}", "give 0 or more, below 1")

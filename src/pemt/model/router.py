@@ -225,7 +225,8 @@ class TaskRouter(AdaptedModel):
         embedded = self._embed(input_ids)
         rows = self._rows.to(input_ids.device)
         prompts, lengths = self.prompts[rows], self.prompt_lengths[rows]  # type: ignore[index]
-        longest = prompts.shape[1]
+        longest = int(lengths.max())  # of these rows: the longest of all may not be here
+        prompts = prompts[:, :longest]
         there = (torch.arange(longest, device=rows.device) < lengths.unsqueeze(1)).long()
         start = 1 if self.family == "encoder-only" else 0
         context.prompt_start, context.prompt_length = start, longest

@@ -180,7 +180,8 @@ class SourceModel(AdaptedModel):
         """Copy an expert's values in, to evaluate it or train it further.
 
         Raises:
-            ExpertError: it has its branches elsewhere than this model.
+            ExpertError: of another kind, with branches elsewhere than this model, or of other
+                shapes; nothing is copied then.
         """
         by_module = {layer.module: layer for layer in expert.layers}
         if set(by_module) != {site.path for site in self.sites}:
@@ -189,6 +190,7 @@ class SourceModel(AdaptedModel):
                 f"Expert {expert.name!r} and this model differ in where they have branches: {odd}",
                 "build the model with SourceModel.from_expert(base, expert)",
             )
+        self._check_shapes(expert)
         for site, branch in zip(self.sites, self.branches, strict=True):
             layer = by_module[site.path]
             branch.load(  # type: ignore[operator]
@@ -199,6 +201,39 @@ class SourceModel(AdaptedModel):
                 self.task_prompt.embedding.copy_(expert.prompt)
             if self.head is not None and expert.head:
                 self.head.load_state_dict(expert.head)
+
+    def _check_shapes(self, expert: Expert) -> None:
+        """Copying would stretch one row over many, so shapes must be equal."""
+        build = "build the model with SourceModel.from_expert(base, expert)"
+        called, kind = f"Expert {expert.name!r}", self.source_config.kind
+        if expert.kind != kind:
+            raise ExpertError(f"{called} is of kind {expert.kind!r}, this model is {kind!r}", build)
+        by_module = {layer.module: layer for layer in expert.layers}
+        for site, branch in zip(self.sites, self.branches, strict=True):
+            own: ExpertTensors = branch.tensors()  # type: ignore[operator]
+            theirs = by_module[site.path]
+            if theirs.A.shape != own.A.shape or theirs.B.shape != own.B.shape:
+                raise ExpertError(
+                    f"{called} at {site.path} has A {list(theirs.A.shape)}, B "
+                    f"{list(theirs.B.shape)}; this model has A {list(own.A.shape)}, B "
+                    f"{list(own.B.shape)}",
+                    build,
+                )
+        rows = len(expert.prompt)
+        if self.task_prompt is not None and rows != len(self.task_prompt.embedding):
+            raise ExpertError(
+                f"{called} has a prompt of {rows} rows, this model of "
+                f"{len(self.task_prompt.embedding)}",
+                build,
+            )
+        if self.head is not None and expert.head:
+            outputs = len(expert.head["weight"])
+            if outputs != len(self.head.weight):
+                raise ExpertError(
+                    f"{called} has a head of {outputs} outputs, this model of "
+                    f"{len(self.head.weight)}",
+                    f"give outputs={outputs}, or take its head off first",
+                )
 
 
 def _own(value: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers.activations import ACT2FN
 
 from pemt.errors import ConfigError
+from pemt.nn.activation import activation_named
 
 
 class TargetAdapter(nn.Module):
@@ -19,6 +19,10 @@ class TargetAdapter(nn.Module):
         width: D.
         reduction: how many times narrower the middle is (the paper: 16).
         activation: a name that transformers knows.
+
+    Raises:
+        ConfigError: a reduction that does not fit the width.
+        UnknownNameError: an activation that transformers does not know.
     """
 
     def __init__(self, width: int, *, reduction: int = 16, activation: str = "gelu_new") -> None:
@@ -31,7 +35,7 @@ class TargetAdapter(nn.Module):
         middle = width // reduction
         self.down = nn.Linear(width, middle)
         self.up = nn.Linear(middle, width)
-        self.activation = ACT2FN[activation]
+        self.activation = activation_named(activation)
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=0.01)
             nn.init.zeros_(linear.bias)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers.activations import ACT2FN
 
 from pemt.errors import ConfigError
+from pemt.nn.activation import activation_named
 from pemt.nn.context import Slot
 from pemt.nn.wrapped import WrappedLinear
 
@@ -69,12 +69,22 @@ class LoraBranch(nn.Module):
 
 
 class BottleneckBranch(nn.Module):
-    """Trainable `B act(A x + a) + b`: the kind of expert that the paper's figure draws."""
+    """Trainable `B act(A x + a) + b`: the kind of expert that the paper's figure draws.
+
+    Raises:
+        ConfigError: an activation with weights, which an expert does not hold.
+        UnknownNameError: one that transformers does not know.
+    """
 
     def __init__(self, hidden: int, width: int, rank: int, *, activation: str = "gelu_new") -> None:
         super().__init__()
         self.activation_name = activation
-        self.activation = ACT2FN[activation]
+        self.activation = activation_named(activation)
+        if any(True for _ in self.activation.parameters()):
+            raise ConfigError(
+                f"The activation {activation!r} trains weights of its own",
+                "an expert holds none for it: take another, such as gelu_new",
+            )
         self.A = nn.Parameter(torch.empty(rank, hidden))
         self.a = nn.Parameter(torch.zeros(rank))
         self.B = nn.Parameter(torch.zeros(width, rank))

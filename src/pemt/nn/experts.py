@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.activations import ACT2FN
 
 from pemt.errors import ConfigError
+from pemt.nn.activation import activation_named
 from pemt.nn.branches import ExpertTensors
 from pemt.nn.moments import moments
 
@@ -46,6 +47,7 @@ class ExpertBank(nn.Module):
 
     Raises:
         ConfigError: no expert, or shapes that do not agree.
+        UnknownNameError: an activation that transformers does not know.
     """
 
     A: Tensor
@@ -70,6 +72,8 @@ class ExpertBank(nn.Module):
                     f"Expert {k} has A {tuple(e.A.shape)} and B {tuple(e.B.shape)}",
                     f"this layer takes A [R, {hidden}] and B [{width}, R]",
                 )
+            if e.activation is not None:
+                activation_named(e.activation)
         dtype = dtype or experts[0].A.dtype
         # experts of equal kind and rank sit side by side: the loss then reshapes instead of looping
         groups: dict[tuple[int, str | None], list[int]] = {}

@@ -92,7 +92,9 @@ class CorrelationPrompt(nn.Module):
         self._made: tuple[Tensor, Tensor] | None = None  # P_t and the prompt made from it
         first = start.detach().float()
         if fusion == "init" and sources:
+            self.dropout.eval()  # what were dropped here would be missing for good
             first = first + self.attend(first)
+            self.dropout.train()
         self.target = TaskPrompt(first)
 
     def attend(self, query: Tensor) -> Tensor:
