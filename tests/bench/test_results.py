@@ -149,6 +149,16 @@ def test_an_unfinished_grid_says_what_is_missing(tmp_path):
     assert read_results(tmp_path, methods=["lora"], tasks=["cb"]).header[0].startswith("2 of 3 ")
 
 
+def test_what_failed_with_other_settings_did_not_fail_with_these(tmp_path):
+    cells = [c for c in study() if (c.task, c.method, c.data_seed) != ("cb", "lora", 0)]
+    now = {c.name.rpartition("-")[0]: c.name for c in study()}
+    write(tmp_path, cells, GRID, cells=now)
+    for name, said in (("cb-16-0-lora-k9", "data seeds 0)"), ("cb-16-0-lora-k1", "0 (failed))")):
+        (tmp_path / "cells" / name).mkdir()
+        (tmp_path / "cells" / name / ERROR).write_text("{}")
+        assert said in read_results(tmp_path).header[0]
+
+
 def test_what_is_not_defined_is_not_missing(tmp_path):
     cells = [c for c in study() if (c.task, c.method) != ("cb", "single")]
     refused = [

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from pemt.analysis import masks as masks_module
+from tests.bench import cells
 from tests.cli.test_commands import adapt, place, run
 
 __all__ = ["place"]
@@ -112,6 +113,24 @@ def test_correlations_of_runs(made, capsys, tmp_path):
     assert "No transfer gain: it was not measured" in shown["notes"][0]
     assert "twice" in run(capsys, "correlations", folder, folder, code=1).err
     assert "Nothing to correlate" in run(capsys, "correlations", code=1).err
+
+
+def test_a_run_takes_the_gains_that_a_grid_has_with_its_own_labels(made, capsys, tmp_path):
+    folder = made(capsys)
+    record = json.loads((folder / "run.json").read_text())
+    task, shots = record["task"], record["rows"]["shots"]
+    other = 2 * shots
+    grid = cells.write(tmp_path / "grid", [
+        *(cells.cell("single", 0, v, task=task, shots=k, notes={"expert": "first"})
+          for k, v in ((shots, 0.7), (other, 0.9))),
+        *(cells.cell("adapter", 0, 0.5, task=task, shots=k) for k in (shots, other)),
+    ])  # fmt: skip
+    shown = json.loads(
+        run(capsys, "correlations", folder, "--bench", grid, *PRECISE, "--json",
+            "--output", tmp_path / "out").out
+    )  # fmt: skip
+    gained = {t["name"]: t["values"]["gain"] for t in shown["targets"]}
+    assert gained == {task: pytest.approx({"first": 0.2})}
 
 
 @pytest.mark.parametrize("command", ["gates", "mask", "correlations"])

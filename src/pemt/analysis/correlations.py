@@ -40,6 +40,7 @@ class Target:
         values: measure -> source -> value; a source without a value is not in it.
         gain_from: what the gain was measured by, for people; empty without one.
         missing: measure -> why it is not there, one sentence.
+        shots: labels per class, of a grid's cells; None for the full split, and of runs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Target:
     values: dict[str, dict[str, float]]
     gain_from: str = ""
     missing: dict[str, str] = field(default_factory=dict)
+    shots: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,12 @@ class RunFolder:
         """That was used; empty where it was not recorded."""
         return str(self.results.get("method") or self.record.get("method") or "")
 
+    @property
+    def shots(self) -> int | None:
+        """Labels per class; None for the full split."""
+        shots = (self.record.get("rows") or {}).get("shots")
+        return shots if isinstance(shots, int) else None
+
     def title(self) -> str:
         """For messages."""
         named = METHODS[self.method].title if self.method in METHODS else self.method

@@ -180,7 +180,7 @@ def grid_targets(output: Path) -> list[Target]:
                 targets.append(
                     Target(
                         name=name, task=task, values={"gate": gates, "gain": gains},
-                        gain_from=gain_from, missing=missing,
+                        gain_from=gain_from, missing=missing, shots=shots,
                     )
                 )  # fmt: skip
     return targets

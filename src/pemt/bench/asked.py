@@ -96,11 +96,11 @@ class Asked:
         places = [place for place in asked if place not in there]
         if not places:
             return None
-        failed = {
-            path.parent.name.rpartition("-")[0]
-            for path in (output / "cells").glob(f"*/{ERROR}")
-            if not (path.parent / CELL).exists()
-        }
+        failed = set()
+        for path in (output / "cells").glob(f"*/{ERROR}"):
+            point, _, _ = (name := path.parent.name).rpartition("-")
+            if not (path.parent / CELL).exists() and self.folders.get(point, name) == name:
+                failed.add(point)
         seeds: dict[tuple[str, str, int | None], list[str]] = defaultdict(list)
         for task, method, shots, seed in places:
             name = f"{task}-{'full' if shots is None else shots}-{seed}-{method}"

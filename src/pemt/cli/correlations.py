@@ -32,7 +32,7 @@ def correlations(
     Side by side: similarity of descriptions and prompts, attention of the target prompt, gate
     weights, and measured transfer gain, with Spearman's rank correlation of each two. The gain is
     that of each expert alone over none, masked at evaluation; with --bench it is what the grid's
-    single experts gained, where it has them. Writes correlations.csv, spearman.csv,
+    single experts gained, where it has them at the run's number of labels. Writes correlations.csv, spearman.csv,
     correlations.json and correlations.png.
 
     Example: pemt correlations runs/rte-pemt-16-0 runs/cb-pemt-16-0
@@ -70,12 +70,12 @@ def correlations(
     if len({f.path.resolve() for f in folders}) < len(folders):
         raise ConfigError("The same run twice", "give each run once")
     grid = [] if bench is None else grid_targets(bench)
-    gained = {t.task: t for t in grid if t.values["gain"]}
+    gained = {(t.task, t.shots): t for t in grid if t.values["gain"]}
     targets: list[Target] = []
     for found in folders:
         loaded = load_gated(found, library=library, base=base, precision=precision)
         examples, _ = scored_rows(found, loaded.task, rows=rows, data_dir=data_dir)
-        own = gained.get(loaded.task.name)
+        own = gained.get((loaded.task.name, found.shots))
         target = _of_run(found, loaded, examples, masked=gain and own is None, progress=not json)
         targets.append(target if own is None else with_gains(target, own))
         loaded.mixture.detach()
