@@ -158,6 +158,20 @@ def test_free_text_is_scored_as_text(tmp_path, name):
         predict(model, task, base.tokenizer, splits.test, tiny.settings(answers="rank"))
 
 
+@pytest.mark.parametrize("name", ["bart", "llama"])
+def test_answers_are_greedy_whatever_the_base_would_do(tmp_path, name):
+    base, model = model_on(name)
+    task, splits = examples(tmp_path, "generation")
+    test = splits.test
+    wanted = predict(model, task, base.tokenizer, test, tiny.settings()).texts
+    own = model.base.generation_config
+    # what facebook/bart-large-cnn asks for, and more
+    own.num_beams, own.no_repeat_ngram_size, own.early_stopping = 4, 1, True
+    own.min_length, own.length_penalty, own.repetition_penalty = 3, 2.0, 1.5
+    assert predict(model, task, base.tokenizer, test, tiny.settings()).texts == wanted
+    assert own.num_beams == 4
+
+
 def test_free_text_on_an_encoder_is_refused(tmp_path):
     base, model = model_on("bert", outputs=2)
     task, splits = examples(tmp_path, "generation")

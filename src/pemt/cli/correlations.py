@@ -32,8 +32,8 @@ def correlations(
     Side by side: similarity of descriptions and prompts, attention of the target prompt, gate
     weights, and measured transfer gain, with Spearman's rank correlation of each two. The gain is
     that of each expert alone over none, masked at evaluation; with --bench it is what the grid's
-    single experts gained, where it has them at the run's number of labels. Writes correlations.csv, spearman.csv,
-    correlations.json and correlations.png.
+    single experts gained, where it has them at the run's number of labels. Writes
+    correlations.csv, spearman.csv, correlations.json and correlations.png.
 
     Example: pemt correlations runs/rte-pemt-16-0 runs/cb-pemt-16-0
 

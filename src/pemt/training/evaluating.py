@@ -203,11 +203,7 @@ def predict(
             batch = collate([encoded[i] for i in rows])
             ids, mask = (batch[k].to(model.device) for k in ("input_ids", "attention_mask"))
             if how == "generate":
-                made = model.generate(
-                    ids, mask, max_new_tokens=settings.max_target_length, do_sample=False,
-                    pad_token_id=tokenizer.pad_token_id,
-                )  # fmt: skip
-                said = tokenizer.batch_decode(made, skip_special_tokens=True)
+                said = generated(model, tokenizer, ids, mask, settings.max_target_length)
                 for i, text in zip(rows, said, strict=True):
                     texts[i] = text.strip()
                     values[i] = (
@@ -236,6 +232,29 @@ def predict(
             if scores is not None and made_there is not None:
                 scores[[i for i, *_ in theirs]] = made_there
     return Predictions(values, texts, scores)
+
+
+def generated(
+    model: AdaptedModel, tokenizer: Any, ids: Tensor, mask: Tensor, tokens: int
+) -> list[str]:
+    """The answers of a batch, written greedily.
+
+    As in the paper; a base's own way is left out: BART asks for beams, others punish repetition.
+
+    Args:
+        model: whose answers.
+        tokenizer: of its base.
+        ids: of the texts, `[B, L]`.
+        mask: of them, `[B, L]`.
+        tokens: at most, in an answer.
+    """
+    made = model.generate(
+        ids, mask, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
+        num_beams=1, early_stopping=False, length_penalty=1.0, min_length=0,
+        no_repeat_ngram_size=0, repetition_penalty=1.0,
+    )  # fmt: skip
+    said: list[str] = tokenizer.batch_decode(made, skip_special_tokens=True)
+    return said
 
 
 def score_text(task: Task, value: float) -> str:

@@ -17,6 +17,7 @@ from pemt.tasks.metrics import parse_answer
 from pemt.training.evaluating import (
     answers_of,
     evaluating,
+    generated,
     lengths,
     score_text,
     side_of,
@@ -142,11 +143,7 @@ def _batch(
     ids, mask = (made[k].to(router.device) for k in ("input_ids", "attention_mask"))
     with router.on([a.name for a in batch]):
         if kind == "generate":
-            tokens = router.generate(
-                ids, mask, max_new_tokens=number, do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
-            said = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            said = generated(router, tokenizer, ids, mask, number)
             for a, text in zip(batch, said, strict=True):
                 free = a.task.kind == "generation"
                 value = text.strip() if free else parse_answer(a.task, text, a.example.options)
