@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from pemt.cli import main
+from pemt.cli import _friendly, main
 from tests import tiny
 
 QUICK = [
@@ -364,3 +364,21 @@ def test_output_that_nobody_reads_is_no_error(asked):
     os.close(writer)
     assert done.returncode in (141, 1)  # 1: rich prints the table, and ends so
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (["--text", "it broke"], ["--text", '["it broke"]']),
+        (["--text=it broke, twice"], ['--text=["it broke, twice"]']),
+        (["--text", "[sic] w1"], ["--text", '["[sic] w1"]']),
+        (["--text", '["a", "b"]'], ["--text", '["a", "b"]']),
+        (["--learning-rates", "1e-3,2e-3"], ["--learning_rates", "[1e-3,2e-3]"]),
+        (["--learning-rates", "1e-3"], ["--learning_rates", "[1e-3]"]),
+        (["--names", "first, second"], ["--names", '["first", "second"]']),
+        (["--names", '["first"]'], ["--names", '["first"]']),
+        (["--text"], ["--text"]),
+    ],
+)
+def test_a_list_may_be_written_plainly(given, taken):
+    assert _friendly(["predict", *given]) == ["predict", *taken]

@@ -8,9 +8,12 @@ import json
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pemt.errors import PemtError
 
@@ -24,6 +27,13 @@ SWITCHES = (
 
 SEVERAL = ("adapt", "train-source")
 """Commands that several processes do together, under `torchrun` or `accelerate launch`."""
+
+PLAIN: dict[str, Callable[[str], str]] = {
+    "--text": lambda said: json.dumps([said]),
+    "--names": lambda said: json.dumps([name.strip() for name in said.split(",")]),
+    "--learning_rates": "[{}]".format,
+}
+"""Flags that take a list, and how one that is not written as a list is read."""
 
 LISTS = ("correlations",), ("bench", "table")
 """Commands that take any number of paths first, one after the other."""
@@ -211,20 +221,33 @@ def _lesson(arguments: Sequence[str]) -> str:
 
 
 def _friendly(arguments: Sequence[str]) -> list[str]:
-    """Other spellings: `--data-dir` is `--data_dir`, a bare `--json` is `--json true`, and
-    `--train FILE` is the task that a command takes first.
+    """Other spellings: `--data-dir` is `--data_dir`, a bare `--json` is `--json true`, `--text X`
+    is a list of one, and `--train FILE` is the task that a command takes first.
     """
     taken: list[str] = []
     arguments = _study_file(_listed(_train_first(arguments)))
     for i, argument in enumerate(arguments):
-        if argument.startswith("--"):
+        if taken and not argument.startswith("--"):
+            argument = _as_list(taken[-1], argument)
+        elif argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = name[:2] + name[2:].replace("-", "_") + equals + value
+            name = name[:2] + name[2:].replace("-", "_")
+            argument = name + equals + (_as_list(name, value) if equals else "")
             if argument in SWITCHES:
                 following = arguments[i + 1] if i + 1 < len(arguments) else ""
                 argument += "" if following in ("true", "false") else "=true"
         taken.append(argument)
     return taken
+
+
+def _as_list(name: str, value: str) -> str:
+    """A flag's value as the list that it takes; others are as they were."""
+    if name not in PLAIN:
+        return value
+    with suppress(yaml.YAMLError):
+        if isinstance(yaml.safe_load(value), list):
+            return value
+    return PLAIN[name](value)
 
 
 def _study_file(arguments: Sequence[str]) -> Sequence[str]:

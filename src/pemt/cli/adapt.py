@@ -71,7 +71,7 @@ def adapt(
             guided,instant,adapter: held-out labels choose one.
         instant: answer without training: the experts' own answers and features, mixed by how well
             they foretell the labels (--method instant).
-        learning_rates: choose among these on validation.
+        learning_rates: choose among these on validation: 1e-3,2e-3.
         cv_folds: of --validation cv.
         cv_repeats: of the whole division into folds.
         test_rows: score at most this many test rows.

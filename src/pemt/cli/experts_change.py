@@ -25,7 +25,7 @@ def add(
     Args:
         library: Folder of the library; made where it does not exist.
         source: Folder of one expert, or a library (a folder or hf://user/repo@revision).
-        names: Which experts of the source; all by default.
+        names: Which experts of the source, with commas between; all by default.
         overwrite: Replace experts of the same name.
         json: Print the added experts' names and content hashes as JSON.
 

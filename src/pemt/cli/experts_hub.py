@@ -25,7 +25,7 @@ def push(
     Args:
         library: Folder that holds the experts, one folder each.
         repo: The repository, user/repo or user/repo/folder; made if it does not exist.
-        names: Which experts; all by default.
+        names: Which experts, with commas between; all by default.
         private: Whether a repository made here is private; by default what the account is set to.
         revision: The branch; main by default.
         message: Of the commit.
@@ -63,7 +63,7 @@ def pull(
     Args:
         address: hf://user/repo, hf://user/repo/folder or hf://user/repo@revision.
         library: Folder of the library; made where it does not exist.
-        names: Which experts; all by default.
+        names: Which experts, with commas between; all by default.
         overwrite: Replace experts of the same name.
         json: Print the address with its commit and the experts as JSON.
 

@@ -43,7 +43,8 @@ def predict(
     Args:
         run: folder that `pemt adapt` wrote, or the model folder in it; several with commas, each
             perhaps as NAME=FOLDER (its name is the task's otherwise).
-        text: texts; a task with one column renders them, others take them as they are.
+        text: one text, or a JSON list; a task with one column renders them, others take them as
+            they are.
         input: a file with one row per text.
         output: write one JSON object per line here instead of to stdout; the file is there whole
             or not at all.
