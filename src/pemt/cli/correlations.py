@@ -46,7 +46,7 @@ def correlations(
         library: folder or hf:// address of the experts, if they were not saved with the models.
         base: load the base from here instead of from where the models say.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
-        precision: of the frozen base: auto, float32 or bfloat16.
+        precision: of the frozen base: float32, bfloat16, or auto: that of each run.
         output: folder of tables and figures (default: gates/ in the run, runs/correlations for
             several).
         json: print everything as JSON on stdout.

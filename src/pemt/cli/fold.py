@@ -23,15 +23,17 @@ def fold(
     """Fold the mixture of an adapted model into one LoRA that plain PEFT loads.
 
     For models whose gates depend on the task alone: on decoder-only bases, or adapted with
-    --pemt.gate task. The folder holds the LoRA, the trained norms, the prompt, the head, and a
-    README that says how to load them and what is not in them.
+    --pemt.gate task or --method uniform (docs/how-to/fold.md has the others). The folder holds the
+    LoRA, the trained norms, the prompt, the head, and a README that says how to load them and what
+    is not in them.
 
     Example: pemt fold runs/product_reviews-pemt-16-0 --rank 16
 
     Args:
         run: folder that `pemt adapt` wrote, or the model folder in it.
         output: folder to be made (default: RUN-folded).
-        rank: of the LoRA; by default the sum of the experts' ranks, which is exact.
+        rank: of the LoRA; by default the sum of the ranks of the experts and of a LoRA target
+            adapter, which is exact.
         at_mean_gates: fold a model whose gates depend on the example at their mean over the task's
             training rows: another model, whose distance and scores are printed.
         partial: leave out the serial target adapter, which no LoRA can hold: another model too.

@@ -33,7 +33,7 @@ def prune(
         library: folder or hf:// address of the experts, if they were not saved with the model.
         base: load the base from here instead of from where the model says.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
-        precision: of the frozen base: auto, float32 or bfloat16.
+        precision: of the frozen base: float32, bfloat16, or auto: that it was adapted in.
         json: print the result as JSON on stdout.
     """
     from pemt.deploy import at_hand, prune_model, pruning_of

@@ -2,8 +2,9 @@
 
 An expert goes where its mean gate is below a share in every layer that it has a branch in. Its gate
 columns go with it, so the softmax is over those that stay: their gates are the old ones, made to
-sum to 1 again for each example. What it gave through the prompt stays: the fused prompt is a
-constant after training, and is written down as such.
+sum to 1 again for each example. Under top-k the k largest are taken among those that stay, so one
+that was cut may come in. What it gave through the prompt stays: the fused prompt is a constant
+after training, and is written down as such.
 """
 
 from __future__ import annotations

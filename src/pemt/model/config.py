@@ -93,7 +93,7 @@ class PemtConfig:
         prompt_scale: factor on the prompt attention's scores; 1 is the paper.
         prompt_dropout: on the prompt attention's weights.
         target_adapter: true (or "serial"): the paper's serial target adapter; "lora": a LoRA beside
-            the down projection instead, so that a folded model is whole (pemt.folding); false (or
+            the down projection instead, so that a folded model is whole (pemt.deploy); false (or
             "none"): none.
         reduction: D / bottleneck of the target adapter; a LoRA's rank is that bottleneck.
         activation: of the serial target adapter.

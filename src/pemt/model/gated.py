@@ -90,8 +90,8 @@ class GatedModel(AdaptedModel):
     def keeping(self, names: Collection[str]) -> Iterator[None]:
         """Inside, only these gate columns count; nothing is retrained. All of them change nothing.
 
-        Every layer computes its gates as always; the others' are then set to 0, and those kept are
-        made to sum to 1 again in the proportions they had (`pemt.nn.gate.masked`). One name alone
+        In every layer the others' gates are 0, and those kept are made to sum to 1 again in the
+        proportions they had (`pemt.nn.gate.masked`), before top-k takes its k. One name alone
         has weight 1, "none" or no name leaves every expert out. A column keeps its share where its
         expert is absent, as in training. Prompt, target adapters, norms and head stay as they were
         trained, the source prompts in the prompt among them.
