@@ -3,8 +3,9 @@
     sum_k g_k s_k B_k A_k  =  [g_1 s_1 B_1 .. g_K s_K B_K] [A_1; ..; A_K]      rank sum_k R_k
 
 Gates are constants where they depend on the task alone: in decoder-only bases, with gate="task",
-with gate="uniform" and with one gate column. A target adapter that is a LoRA (target_adapter="lora") is
-one more pair of blocks; the paper's serial one is not linear, and no LoRA holds it.
+with gate="uniform" and with one gate column. A target adapter that is a LoRA
+(target_adapter="lora") is one more pair of blocks; the paper's serial one is not linear, and no
+LoRA holds it.
 
 A smaller rank is the singular value decomposition cut off, the closest there is in the Frobenius
 norm. Letters: C sum of ranks, D output width, F input width, K experts, L maps.
