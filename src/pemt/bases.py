@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import torch
@@ -59,7 +61,8 @@ def load_base(
 
     Raises:
         UnknownNameError: neither an offline default, a folder, nor something the Hub could have.
-        BackboneError: a type without a description, or files that transformers cannot read.
+        BackboneError: a type without a description, files that transformers cannot read, weights
+            that are not safetensors, or not all of them.
     """
     import transformers
     from transformers import (
@@ -89,20 +92,24 @@ def load_base(
         "decoder-only": AutoModelForCausalLM,
         "encoder-only": AutoModel,
     }[backbone.family]
+    needs = "the folder needs safetensors weights and a tokenizer (pickled weights are not read)"
     try:
-        model = auto.from_pretrained(
+        if not gguf:
+            _check_index(source, config)
+        model, read = auto.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True if not gguf else None,
+            output_loading_info=True,
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each reader has kinds of its own for what it cannot read
         raise BackboneError(
-            f"Cannot load the base {asked!r}: {error}",
-            "the folder needs safetensors weights and a tokenizer (pickled weights are not read)",
-        ) from None
+            f"Cannot load the base {asked!r}: {_said(error)}", _remedy(error, needs)
+        ) from error
+    _check_whole(model, backbone, read["missing_keys"], asked)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if gguf:  # dequantised weights are ordinary ones from here on
@@ -132,10 +139,11 @@ def load_tokenizer(name: str | Path, *, backbone: Backbone | None = None) -> Bas
     backbone = backbone or describe(config.model_type)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **files)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each reader has kinds of its own for what it cannot read
         raise BackboneError(
-            f"Cannot load the tokenizer of {asked!r}: {error}", "the folder needs a tokenizer"
-        ) from None
+            f"Cannot load the tokenizer of {asked!r}: {_said(error)}",
+            _remedy(error, "the folder needs a tokenizer"),
+        ) from error
     return BaseTokenizer(tokenizer, backbone, max_positions(config, backbone), asked)
 
 
@@ -162,12 +170,69 @@ def _config(asked: str, source: str, files: dict[str, Any]) -> Any:
 
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False, **files)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each reader has kinds of its own for what it cannot read
         raise BackboneError(
-            f"Cannot read a base from {asked!r}: {error}",
+            f"Cannot read a base from {asked!r}: {_said(error)}",
             f"give one of {', '.join(assets.OFFLINE_BASES)}, a folder with config.json, or a Hub "
             "id (the Hub must be reachable: see `pemt doctor`)",
-        ) from None
+        ) from error
+
+
+def _check_index(source: str, config: Any) -> None:
+    """Look at the files that an index of weights names: transformers would open any of them.
+
+    Raises:
+        ValueError: one that is not safetensors, or not in the base's own folder.
+    """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+    name = getattr(config, "transformers_weights", None) or SAFE_WEIGHTS_INDEX_NAME
+    if not name.endswith(".index.json"):
+        name = SAFE_WEIGHTS_INDEX_NAME
+    index = cached_file(
+        source, name, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    if index is None:
+        return
+    for file in set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()):
+        path = PurePosixPath(file)
+        if path.suffix != ".safetensors" or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{name} names {file!r}, which is not safetensors beside it")
+
+
+def _check_whole(model: Any, backbone: Backbone, missing: Collection[str], asked: str) -> None:
+    """Refuse a base of which transformers has drawn some weights at random.
+
+    Raises:
+        BackboneError: weights that its files do not hold; the pooler, which is not used, may lack.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:  # its weights go by other names
+        return
+    unused = "pooler." if backbone.family == "encoder-only" else None
+    lacking = [
+        name
+        for name, _ in model.named_parameters()
+        if name in missing and not (unused and name.startswith(unused))
+    ]
+    if lacking:
+        raise BackboneError(
+            f"The files of the base {asked!r} lack {len(lacking)} of its weights, such as "
+            f"{lacking[0]}",
+            f"take a checkpoint of the whole {type(model).__name__}, not of a part of it",
+        )
+
+
+def _said(error: Exception) -> str:
+    """What an error says; with its kind where a reader came upon what it did not look for."""
+    unexpected = isinstance(error, (LookupError, TypeError, AttributeError))
+    return f"{type(error).__name__}: {error}" if unexpected else str(error)
+
+
+def _remedy(error: Exception, otherwise: str) -> str:
+    if isinstance(error, ImportError):
+        return "install what it asks for, or take a base that does without"
+    return otherwise
 
 
 def _dtype(precision: Precision, device: str) -> torch.dtype:

@@ -16,9 +16,10 @@ from pemt.guide.evidence import Candidate, Evidence, losses_of
 from pemt.guide.guide import ROWS, looked_at, mixture_weights
 from pemt.guide.probes import fit_probe, folds_of, held_out, truth_of
 from pemt.guide.views import alone, matched, renamed, views_of
-from pemt.methods import Setting
+from pemt.methods import METHODS, Setting
 from pemt.model import PemtConfig
 from pemt.tasks.encoding import label_word_ids
+from pemt.training.evaluating import lengths
 from pemt.training.sourcing import some
 from tests import tiny
 
@@ -61,6 +62,35 @@ def made(rows=24, **losses):
 
 
 # -- views ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("llama", "classification"), ("gpt2", "generation"), ("bert", "regression"),
+     ("bart", "generation")],
+)  # fmt: skip
+def test_a_text_that_training_takes_is_not_too_long_to_be_looked_at(tmp_path, name, kind):
+    """Short answers leave the text more room than the usual ones; an expert's prompt leaves less.
+
+    Of 128 positions the target's prompt takes 6 and an answer 3.
+    """
+    given = setting(tmp_path, name, kind, max_source_length=119)
+    own = [tiny.expert(given.base.model, "a"), tiny.expert(given.base.model, "b", prompt=20)]
+    long = [replace(row, text=" ".join([row.text] * 40)) for row in given.train]
+    given = replace(given, train=long, experts=own)
+    model = METHODS["pemt"].build(given)
+    asked = tiny.settings(max_source_length=119, max_target_length=3)
+    assert lengths(model, asked)["max_source_length"] == 119
+    model.detach()
+    found = gather(given, own)
+    assert found.experts == ("a", "b")
+    assert all(np.isfinite(found.losses(e)).all() for e in ("a", "b", NONE))
+
+
+def test_a_prompt_as_long_as_the_base_is_refused(tmp_path):
+    given = setting(tmp_path, "bert")
+    with pytest.raises(ConfigError, match="A prompt of 125 tokens on a base of 128 positions"):
+        gather(given, [tiny.expert(given.base.model, "a", prompt=125)])
 
 
 @FAMILIES

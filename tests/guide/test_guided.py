@@ -215,6 +215,21 @@ def test_asking_no_expert_is_refused():
     assert "guide_experts" not in PemtConfig().to_dict()
 
 
+@pytest.mark.parametrize("method", ["instant", "ensemble"])
+def test_disabled_it_ranks_as_the_base_and_keeps_nothing(tmp_path, method):
+    given, model = built(tmp_path, "llama", method)
+    words = label_word_ids(given.task, given.base.tokenizer, model.family)
+    ids, mask = tiny.batch()
+    with model.disable():
+        off = model.label_scores(ids, mask, words)
+    assert not model._kept
+    assert model.label_scores(ids, mask, words).isfinite().all()
+    model.detach()
+    bare = AdaptedModel(given.base.model)
+    assert torch.equal(off, bare.label_scores(ids, mask, words))
+    bare.detach()
+
+
 @FAMILIES
 def test_the_base_is_given_back(tmp_path, name):
     given = setting(tmp_path, name)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 
 from pemt.errors import ConfigError, DataError, TrainingError
+from pemt.nn import TaskHead
 from pemt.training import fitting, trainer
 from pemt.training.fitting import fit
 from tests import tiny
@@ -233,6 +234,40 @@ def test_accumulation_equals_one_large_batch(task, few, name, monkeypatch):
     assert any(float(g.abs().max()) > 1e-3 for g in large.values())
     for key, gradient in large.items():
         torch.testing.assert_close(summed[key], gradient, atol=2e-6, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1), (3, 3)])
+def test_a_score_of_minus_100_counts_like_any_other(tmp_path, sizes):
+    """The loss of the first step is the mean over all rows, whatever their scores."""
+    scored = tiny.task(tmp_path, kind="regression")
+    rows = tiny.splits(scored).train[: sizes[0] * sizes[1]]
+    losses = []
+    for truth in (-99.0, -100.0, -101.0):
+        base = tiny.loaded("bert")
+        model = tiny.pemt(base.model)
+        model.outputs, model.head = 1, TaskHead(model.width, 1)
+        torch.nn.init.zeros_(model.head.weight)
+        given = [replace(row, label=truth if i else 1.0) for i, row in enumerate(rows)]
+        one = tiny.settings(max_steps=1, batch_size=sizes[0], accumulation=sizes[1], evaluations=1)
+        made = fit(model, scored, base.tokenizer, given, [], one, progress=False)
+        losses.append(made.losses[-1]["loss"])
+    share = (len(rows) - 1) / len(rows)
+    for loss, truth in zip(losses, (99.0, 100.0, 101.0), strict=True):
+        assert loss == pytest.approx(share * truth**2 + 1 / len(rows), rel=1e-3)
+
+
+def test_what_is_not_installed_cannot_be_logged_to(task, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.integrations.integration_utils.is_wandb_available", lambda: False
+    )
+    base, model = build()
+    before = tiny.snapshot(base.model)
+    with pytest.raises(ConfigError, match=r"report_to='wandb'.*requires wandb to be installed"):
+        fit(
+            model, task, base.tokenizer, few.train, [], tiny.settings(report_to="wandb"),
+            folder=tmp_path, progress=False,
+        )  # fmt: skip
+    assert tiny.snapshot(base.model) == before
 
 
 # -- killed and resumed ------------------------------------------------------------------------

@@ -216,6 +216,19 @@ def test_the_verdict_says_when_it_is_close():
     )  # fmt: skip
 
 
+def test_the_verdict_claims_no_certainty_that_it_does_not_have():
+    """All rows may be of one question, of which there is no standard error."""
+    made = [
+        Choice(
+            method=m, learning_rate=None, share=1.0, score=s, error=float("nan"), loss=0.3, folds=4
+        )
+        for m, s in [("adapter", 0.8), ("lora", 0.75)]
+    ]
+    said = Selection(choices=tuple(made), metric="accuracy").verdict()
+    assert "accuracy 0.800 over 4 folds" in said
+    assert "next LoRA 0.750." in said
+
+
 def test_a_selection_of_one_row_without_losses_is_json(task, rows):
     one = choice_of(task, rows[:1], [[0]], [(1.0, [rows[0].label], float("nan"))])
     assert np.isnan([one.error, one.loss]).all()

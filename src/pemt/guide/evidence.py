@@ -19,14 +19,13 @@ from torch.nn import functional as F  # noqa: N812
 from pemt.errors import ConfigError, DataError
 from pemt.experts import Expert
 from pemt.guide.probes import STRENGTHS, Fold, folds_of, held_out, log_probabilities, truth_of
-from pemt.guide.views import Array, View, alone, features_of, views_of
+from pemt.guide.views import Array, View, alone, features_of, fitted_lengths, views_of
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 from pemt.model.pemt import NONE
 from pemt.tasks import Example, Task
 from pemt.tasks.encoding import Collator, encode
-from pemt.training.evaluating import evaluating, lengths, side_of
-from pemt.training.settings import TrainSettings
+from pemt.training.evaluating import evaluating, side_of
 from pemt.training.sourcing import start_prompt
 
 MEASURES = {
@@ -247,9 +246,9 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 @torch.no_grad()
 def answer_losses(model: AdaptedModel, setting: Setting) -> Array:
     """Loss of each training row's answer, summed over its tokens, `[N]`, in nats."""
-    settings = TrainSettings(max_source_length=setting.max_source_length, max_target_length=64)
     tokenizer, family = setting.base.tokenizer, model.family
-    encoded = encode(setting.train, setting.task, tokenizer, family, **lengths(model, settings))
+    fitted = fitted_lengths(model, setting, 64)
+    encoded = encode(setting.train, setting.task, tokenizer, family, **fitted)
     collate: Any = Collator(tokenizer, family, side=side_of(family))
     losses = []
     with evaluating(model):

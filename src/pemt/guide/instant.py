@@ -196,6 +196,8 @@ class InstantModel(PemtModel):
         if self.head is not None:
             logits: Tensor = self(input_ids, attention_mask).logits
             return logits.float().log_softmax(-1)
+        if self._disabled:  # what the base says must not be kept as the mixture's answer either
+            return super().label_scores(input_ids, attention_mask, answers)
         instant = self.mixture(input_ids, attention_mask)
         if self.blend == 0:
             return instant

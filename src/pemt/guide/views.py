@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pemt.backbones import Family
+from pemt.backbones import Family, max_positions
 from pemt.errors import DataError, PemtError
 from pemt.experts import Expert
 from pemt.methods.method import Setting
@@ -162,10 +162,11 @@ def views_of(
     """
     tokenizer, family = setting.base.tokenizer, model.family
     viewer = Viewer(expert, setting.task, tokenizer, family)
-    settings = TrainSettings(max_source_length=setting.max_source_length)
+    settings = TrainSettings()
     encoded = encode_prompts_only(
-        examples, setting.task, tokenizer, family, **lengths(model, settings)
-    )
+        examples, setting.task, tokenizer, family,
+        **fitted_lengths(model, setting, settings.max_target_length),
+    )  # fmt: skip
     collate: Any = Collator(tokenizer, family, side=side_of(family))
     order = longest_first(encoded)
     parts: dict[View, list[Array]] = {}
@@ -178,6 +179,32 @@ def views_of(
                 parts.setdefault(view, []).append(values)
     back = np.argsort(order)
     return {view: np.concatenate(values)[back] for view, values in parts.items()}
+
+
+def fitted_lengths(model: AdaptedModel, setting: Setting, answer: int) -> dict[str, Any]:
+    """The length arguments of `pemt.tasks.encoding` for a text, and an answer behind it.
+
+    Training may leave an answer less room, and the prompt may be an expert's, longer than the one
+    that trains: a text that is trained on must not be too long to be looked at. So the answer gives
+    way first, then the text.
+
+    Args:
+        model: of `alone`, or any other.
+        setting: with the length of the text asked for.
+        answer: most tokens of an answer.
+
+    Raises:
+        ConfigError: the prompt leaves the text less than 8 positions.
+    """
+    source = setting.max_source_length
+    limit = max_positions(model.base.config, model.backbone)
+    if source is not None and limit is not None:
+        room = limit - model.prompt_rows()
+        if model.family == "decoder-only":
+            answer = max(2, min(answer, room - source))
+            room -= answer
+        source = max(1, min(source, room))
+    return lengths(model, TrainSettings(max_source_length=source, max_target_length=answer))
 
 
 def features_of(

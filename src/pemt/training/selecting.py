@@ -93,15 +93,15 @@ class Selection:
 
     def verdict(self) -> str:
         """One sentence with the uncertainty."""
-        best = self.best
-        said = (
-            f"Chosen by cross-validation: {best.title}, {self.metric} {best.score:.3f} ± "
-            f"{best.error:.3f} over {best.folds} folds"
-        )
+        best, known = self.best, not np.isnan(self.best.error)
+        said = f"Chosen by cross-validation: {best.title}, {self.metric} {best.score:.3f}"
+        said += (f" ± {best.error:.3f}" if known else "") + f" over {best.folds} folds"
         if len(self.choices) > 1:
             second = self.choices[1]
-            near = "within" if best.score - second.score <= best.error else "beyond"
-            said += f"; next {second.title} {second.score:.3f}, {near} one standard error"
+            said += f"; next {second.title} {second.score:.3f}"
+            if known:
+                near = "within" if best.score - second.score <= best.error else "beyond"
+                said += f", {near} one standard error"
         if self.diverged:
             said += f"; diverged and left out: {', '.join(self.diverged)}"
         return said + "."

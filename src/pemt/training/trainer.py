@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy
 
-from pemt.errors import DivergedError, TrainingError
+from pemt.errors import ConfigError, DivergedError, TrainingError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
 from pemt.training import processes
@@ -40,6 +44,9 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         score: called at evaluation; returns metrics, "loss" among them where there is one.
         watch: of the gates at evaluation; None watches nothing.
         **kwargs: of transformers' Trainer.
+
+    Raises:
+        ConfigError: `report_to` names something that is not installed.
     """
 
     control: Any
@@ -51,6 +58,7 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         self, *, score: Callable[[], dict[str, float]], watch: GateWatch | None = None,
         **kwargs: Any,
     ) -> None:  # fmt: skip
+        _check_installed(kwargs["args"].report_to)
         super().__init__(**kwargs)
         self._score = score
         self._watch = watch
@@ -116,9 +124,10 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Labels of the optimiser step in all processes, some of which may have no rows."""
+        counted = [_countable(batch) for batch in batch_samples if batch]
         if processes.world() == 1:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        count = sum(int((batch["labels"] != -100).sum()) for batch in batch_samples if batch)
+            return super()._get_num_items_in_batch(counted, device)
+        count = sum(int((batch["labels"] != -100).sum()) for batch in counted)
         return torch.tensor(processes.total(count, device), device=device)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -184,6 +193,30 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
         read_state(
             self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / TRAINED
         )
+
+
+def _countable(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as labels are counted: a score of -100 is one like any other."""
+    labels = batch.get("labels")
+    if labels is None or not labels.is_floating_point():
+        return batch
+    return {**batch, "labels": torch.zeros_like(labels)}
+
+
+def _check_installed(names: Sequence[str]) -> None:
+    """Whether the Trainer can log to these; it says so in an error without a remedy.
+
+    Raises:
+        ConfigError: one that is not installed.
+    """
+    for name in set(names) - set(get_available_reporting_integrations()):
+        try:
+            INTEGRATION_TO_CALLBACK[name]()  # transformers does not list all that can be had
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"report_to={name!r}: {error}",
+                "install it, or log to tensorboard or none",
+            ) from None
 
 
 def write_state(model: AdaptedModel, path: Path) -> None:
