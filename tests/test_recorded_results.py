@@ -60,7 +60,7 @@ PAGES = [
         "docs/concepts/guided.md", "### The four targets at chance",
         [
             ["guided-shots-chance", "guided-shots", "guided-hand", "--shots", "8,32",
-             "--methods", "ensemble,guided,single,adapter,lora,pemt", "--against", "ensemble"],
+             "--against", "ensemble"],
         ],
     ),
     (
