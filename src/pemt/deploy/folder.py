@@ -13,8 +13,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pemt.errors import ConfigError
 from pemt.experts.card import folded_card
 from pemt.experts.peft_format import lora_to_peft
 from pemt.experts.peft_prompt import prompt_to_peft
-from pemt.model.storage import check_place
+from pemt.model.storage import check_place, writing_to
 
 FORMAT_VERSION = 1
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -39,7 +38,7 @@ def check_free(folder: Path) -> None:
         ConfigError: it does, and is not an empty folder; a file or a broken link is in its way, or
             the system has no such name.
     """
-    with _explained(folder):
+    with writing_to(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} exists and is not empty", "give another --output")
         for place in (folder, *folder.parents):
@@ -50,22 +49,6 @@ def check_free(folder: Path) -> None:
                         "give another --output",
                     )
                 break
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """What the system says about a place, as an error that names it.
-
-    Raises:
-        ConfigError: instead of any OSError inside.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written: {error.strerror or error}",
-            "give an --output that you may write to, on a disk with room for it",
-        ) from error
 
 
 def write_folded(
@@ -86,7 +69,7 @@ def write_folded(
     folder = Path(folder)
     check_free(folder)
     check_place(folder)
-    with _explained(folder):
+    with writing_to(folder):
         real = folder.resolve()  # a link to an empty folder stays
         real.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=real.parent, prefix=f".{real.name}-"))

@@ -120,7 +120,7 @@ def _write(
 ) -> Path:  # fmt: skip
     """The folder, with what is said of every model added to the description."""
     check_place(folder)
-    with _named(folder):
+    with writing_to(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
@@ -179,7 +179,7 @@ def check_place(folder: Path) -> None:
         ConfigError: a file, the current folder, a name too long, or a folder that holds anything
             but an adapted model.
     """
-    with _named(folder):
+    with writing_to(folder):
         length = len(os.fsencode(folder.name))
         if length > NAME_BYTES:
             raise ConfigError(
@@ -235,7 +235,7 @@ def _others(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _named(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path) -> Iterator[None]:
     """What the system says about a place, as an error that names it.
 
     Raises:
