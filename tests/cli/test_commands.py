@@ -372,6 +372,7 @@ def test_output_that_nobody_reads_is_no_error(asked):
         (["--text", "it broke"], ["--text", '["it broke"]']),
         (["--text=it broke, twice"], ['--text=["it broke, twice"]']),
         (["--text", "[sic] w1"], ["--text", '["[sic] w1"]']),
+        (["--text", "[laughs]"], ["--text", '["[laughs]"]']),
         (["--text", '["a", "b"]'], ["--text", '["a", "b"]']),
         (["--learning-rates", "1e-3,2e-3"], ["--learning_rates", "[1e-3,2e-3]"]),
         (["--learning-rates", "1e-3"], ["--learning_rates", "[1e-3]"]),

@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pemt.errors import PemtError
 
 SWITCHES = (
@@ -242,10 +240,10 @@ def _friendly(arguments: Sequence[str]) -> list[str]:
 
 def _as_list(name: str, value: str) -> str:
     """A flag's value as the list that it takes; others are as they were."""
-    if name not in PLAIN:
+    if name not in PLAIN or (name != "--text" and value.startswith("[")):
         return value
-    with suppress(yaml.YAMLError):
-        if isinstance(yaml.safe_load(value), list):
+    with suppress(ValueError):
+        if isinstance(json.loads(value), list):  # "[laughs]" is a text
             return value
     return PLAIN[name](value)
 

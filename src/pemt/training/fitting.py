@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from pemt.errors import ConfigError, DataError, TrainingError, UnknownNameError
+from pemt.errors import ConfigError, DataError, TrainingError
 from pemt.model import AdaptedModel, PemtModel
 from pemt.tasks import Example, Task
 from pemt.tasks.cache import encode_cached
@@ -154,10 +153,8 @@ def run(
     Raises:
         TrainingError: a loss that is not finite.
         ConfigError: rows in an order of their own, for several processes.
-        UnknownNameError: nothing the Trainer logs to.
+        UnknownNameError: nothing that the Trainer logs to.
     """
-    if folder is not None and settings.report_to not in (*INTEGRATION_TO_CALLBACK, "all", "none"):
-        raise UnknownNameError("report_to", settings.report_to, (*INTEGRATION_TO_CALLBACK, "none"))
     if processes.world() > 1 and isinstance(rows, IterableDataset):
         raise ConfigError(
             f"{processes.world()} processes for rows that decide their own order",

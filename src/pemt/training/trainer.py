@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy
 
-from pemt.errors import ConfigError, DivergedError, TrainingError
+from pemt.errors import ConfigError, DivergedError, TrainingError, UnknownNameError
 from pemt.model import AdaptedModel
 from pemt.tasks.cache import lengths_of
 from pemt.training import processes
@@ -47,6 +47,7 @@ class PemtTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         ConfigError: `report_to` names something that is not installed.
+        UnknownNameError: nothing that the Trainer logs to.
     """
 
     control: Any
@@ -208,8 +209,11 @@ def _check_installed(names: Sequence[str]) -> None:
 
     Raises:
         ConfigError: one that is not installed.
+        UnknownNameError: nothing that the Trainer logs to.
     """
     for name in set(names) - set(get_available_reporting_integrations()):
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UnknownNameError("report_to", name, (*INTEGRATION_TO_CALLBACK, "none"))
         try:
             INTEGRATION_TO_CALLBACK[name]()  # transformers does not list all that can be had
         except (ImportError, RuntimeError, ValueError) as error:
