@@ -182,3 +182,15 @@ def test_code_beside_a_tokenizer_never_runs(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
     refused(tmp_path, "Cannot load the base")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(tmp_path, device):
+    saved(tmp_path, "bert")
+    with pytest.raises(BackboneError, match=f"(?s)No device '{device}'.*'cpu'"):
+        load_base(tmp_path, device=device)
+
+
+def test_a_base_is_put_where_asked(tmp_path):
+    saved(tmp_path, "bert")
+    assert load_base(tmp_path, device="cpu").model.device.type == "cpu"

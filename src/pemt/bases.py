@@ -56,13 +56,13 @@ def load_base(
         attention: transformers' implementation. "auto" takes its default, except on a CPU in
             bfloat16: there eager attention trains twice as fast, and evaluation switches to the
             fused one.
-        device: where to put it; by default a GPU where there is one.
+        device: where to put it, as torch names it; by default a GPU where there is one.
         backbone: describes a model type that is not in the table.
 
     Raises:
         UnknownNameError: neither an offline default, a folder, nor something the Hub could have.
         BackboneError: a type without a description, files that transformers cannot read, weights
-            that are not safetensors, or not all of them.
+            that are not safetensors, or not all of them, a device that is not there.
     """
     import transformers
     from transformers import (
@@ -74,7 +74,7 @@ def load_base(
 
     asked = str(name)
     source, gguf = _place(asked)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     dtype = _dtype(precision, device)
     if attention == "auto" and device == "cpu" and dtype == torch.bfloat16:
         attention = "eager"
@@ -233,6 +233,21 @@ def _remedy(error: Exception, otherwise: str) -> str:
     if isinstance(error, ImportError):
         return "install what it asks for, or take a base that does without"
     return otherwise
+
+
+def _device(asked: str | None) -> str:
+    """The device asked for, tried out; before the weights are read."""
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BackboneError(
+            f"No device {str(asked)!r} here ({str(error).splitlines()[0]})",
+            "give 'cpu', or 'cuda' or 'cuda:0' where `pemt doctor` lists a GPU; without it a GPU "
+            "is taken where there is one",
+        ) from None
+    return str(asked)
 
 
 def _dtype(precision: Precision, device: str) -> torch.dtype:

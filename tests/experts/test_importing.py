@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from torch.testing import assert_close
 from transformers import (
@@ -24,6 +25,8 @@ from pemt.model import SourceModel
 from pemt.tasks import Task
 from tests import adapters, tiny
 from tests.laws.test_effect import answers, by_hand
+
+from .fake_hub import FakeHub
 
 SENTENCE = "Given a text judge it"
 
@@ -502,40 +505,79 @@ def test_files_that_may_not_be_read_are_named(lora, monkeypatch):
         imported(lora, "llama")
 
 
-def test_without_a_network(monkeypatch):
-    import huggingface_hub
-    from huggingface_hub.errors import HTTPError
+@pytest.fixture
+def hub(lora, monkeypatch, tmp_path):
+    """A stand-in of the Hub with the adapter in a repository, and in a folder of another."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+        files = {path.name: path.read_bytes() for path in lora.iterdir()}
+        hub.commit("someone/lora", files)
+        hub.commit("someone/many", {f"qqp/{name}": content for name, content in files.items()})
+        yield hub
 
-    class Api:
-        def list_repo_files(self, _):
-            raise HTTPError("connection refused")
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    with pytest.raises(ConfigError, match=r"Cannot read 'a/b' from the Hub.*refused.*\n.*doctor"):
-        imported("a/b", "llama")
-
-
-def test_from_the_hub(lora, monkeypatch):
-    import huggingface_hub
-
-    class Api:
-        def list_repo_files(self, repository):
-            return [p.name for p in lora.iterdir()]
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda _, file: str(lora / file))
+def test_from_the_hub(lora, hub):
+    wanted = imported(lora, "llama")
+    first = hub.branches["someone/lora"]["main"]
     expert = imported("someone/lora", "llama")
-    assert expert.info.origin["source"] == "someone/lora"
-    (lora / "adapter_model.safetensors").rename(lora / "adapter_model.bin")
+    assert expert.info.origin["source"] == f"hf://someone/lora@{first}"
+    assert expert.info.origin["files"] == wanted.info.origin["files"]
+    for ours, theirs in zip(expert.layers, wanted.layers, strict=True):
+        assert torch.equal(ours.A, theirs.A)
+        assert torch.equal(ours.B, theirs.B)
+    # a later commit is another adapter; the first one stays where it is, without a network too
+    files = dict(hub.head("someone/lora"))
+    other = json.loads(files["adapter_config.json"])
+    files["adapter_config.json"] = json.dumps({**other, "lora_alpha": 99}).encode()
+    second = hub.commit("someone/lora", {**files, "README.md": b""})
+    assert imported("someone/lora", "llama").info.origin["source"].endswith(second)
+    hub.stop()
+    pinned = imported(f"someone/lora@{first}", "llama")
+    assert pinned.info.alpha == wanted.info.alpha != 99
+
+
+def test_a_folder_of_a_repository(lora, hub):
+    expert = imported("hf://someone/many/qqp", "llama")
+    assert expert.info.origin["source"].startswith("hf://someone/many/qqp@")
+    with pytest.raises(ExpertError, match=r"(?s)adapter_config.json is missing.*qqp"):
+        imported("someone/many", "llama")
+
+
+def test_a_pickle_on_the_hub_is_not_fetched(hub):
+    files = hub.head("someone/lora")
+    hub.commit("someone/lora", {
+        "adapter_config.json": files["adapter_config.json"], "adapter_model.bin": b"pickle",
+    })  # fmt: skip
     with pytest.raises(ExpertError, match="is a pickle"):
         imported("someone/lora", "llama")
+    assert not hub.asked("GET", ".bin")
 
-    def offline(*_):
-        raise OSError("no route")
 
-    monkeypatch.setattr(Api, "list_repo_files", offline)
-    with pytest.raises(ConfigError, match=r"(?s)Cannot read 'someone/lora'.*no route.*doctor"):
+def test_an_adapter_that_was_altered_on_its_way_is_refused(hub):
+    hub.faults.altered.add("adapter_model.safetensors")
+    with pytest.raises(ExpertError, match=r"hf://someone/lora@\w+ has another sha256"):
         imported("someone/lora", "llama")
+
+
+def test_what_the_hub_does_not_have(hub):
+    with pytest.raises(ExpertError, match="no repository 'nobody/none'"):
+        imported("nobody/none", "llama")
+    with pytest.raises(ExpertError, match="no revision 'v9'"):
+        imported("someone/lora@v9", "llama")
+
+
+def test_without_a_network(hub):
+    hub.stop()
+    with pytest.raises(ExpertError, match=r"(?s)someone/lora cannot be fetched.*doctor"):
+        imported("someone/lora", "llama")
+
+
+@pytest.mark.parametrize("source", ["runs/my/lora", "lora", "a/../b", "hf://one", "a/b@"])
+def test_what_cannot_be_on_the_hub_is_a_folder_that_is_not_there(source):
+    with pytest.raises(ConfigError, match=r"(?s)no adapter folder.*someone/name@revision"):
+        imported(source, "llama")
 
 
 def test_the_base_is_left_as_it_was(tmp_path):

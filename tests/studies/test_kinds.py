@@ -98,6 +98,8 @@ def test_weights():
     assert [v.pemt["sparsity_weight"] for v in varied.varied] == [0, 0.1, 3]
     made, _ = sparsity.build(grid(), {"weights": [1.0, 0.0]}, never)
     assert made.reference == "pemt@0"
+    made, _ = sparsity.build(grid(), {"weights": [1e7, 1e-7]}, never)  # no sign in a name
+    assert [p.arm for p in made.points] == ["pemt@1e-07", "pemt@1e07"]
 
 
 def test_descriptions():

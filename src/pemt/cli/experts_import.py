@@ -29,7 +29,8 @@ def import_peft(
     Example: pemt experts import my-lora experts --base minilm --name spam --task sms_spam
 
     Args:
-        folder: of the adapter (adapter_config.json, adapter_model.safetensors), or its Hub id.
+        folder: of the adapter (adapter_config.json, adapter_model.safetensors), or on the Hub:
+            someone/name, someone/name@revision, hf://someone/name/folder.
         library: folder of the library; made where it does not exist.
         base: the base it was trained on: minilm, smollm2, a folder, or a Hub id.
         name: for the expert.

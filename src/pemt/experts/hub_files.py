@@ -129,7 +129,7 @@ class HubFiles:
 
     def _ask(self) -> tuple[str, dict[str, HubFile]]:
         """The commit and all files, in one call."""
-        with self._explained(f"The library {self.address.repo}"):
+        with self._explained(f"The repository {self.address.repo}"):
             info = self.api().model_info(
                 self.address.repo,
                 revision=self.address.revision,

@@ -76,7 +76,9 @@ def expert_from_peft(
     more and take twice the room. They are cast where they are put on a base.
 
     Args:
-        source: a folder with `adapter_config.json` and `adapter_model.safetensors`, or a Hub id.
+        source: a folder with `adapter_config.json` and `adapter_model.safetensors`, or one on the
+            Hub: "user/name", "user/name@revision", "hf://user/name/folder@revision". Both files are
+            of one commit, which `info.origin` keeps.
         name: for the expert.
         base: the base it was trained on. An adapter does not say which weights it was trained on,
             so this is taken on trust, shapes apart; another name is noted in `info.origin`.
@@ -99,7 +101,7 @@ def expert_from_peft(
 
     check_name(name)
     about = _about(task, prompt)
-    where, content = adapter_files(source)
+    where, content, written = adapter_files(source)
     config = adapter_config(where, content[ADAPTER_CONFIG])
     state = adapter_tensors(where, content[ADAPTER])
     try:
@@ -134,7 +136,7 @@ def expert_from_peft(
         coverage="down" if {s.path for s in sites} == {s.path for s in downs} else "linear",
         origin={
             "format": "peft",
-            "source": str(source),
+            "source": written,
             "files": {file: sha256(data) for file, data in content.items()},
             "base_model_name_or_path": said,
             "left_out": dropped,

@@ -218,7 +218,7 @@ class ExpertLibrary:
         """Make an existing PEFT LoRA an expert of this library; see `expert_from_peft`.
 
         Args:
-            source: the adapter's folder, or its Hub id.
+            source: the adapter's folder, or where it is on the Hub, see ``expert_from_peft``.
             name: for the expert.
             base: the base it was trained on, loaded or by its name.
             task: its source task: a `Task`, the name of one, or a description.

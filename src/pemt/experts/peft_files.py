@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pemt.errors import ConfigError, ExpertError
-from pemt.experts.address import repo_problem
+from pemt.experts.address import HubAddress, is_hub_address
+from pemt.experts.hub_files import HubFiles
 from pemt.experts.manifest import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_FILES = (ADAPTER_CONFIG, ADAPTER)
 _PICKLE = "adapter_model.bin"
 _DTYPES = {"torch.float32", "torch.float16", "torch.bfloat16", "torch.float64"}
 
@@ -23,15 +25,20 @@ def refuse_adapter(where: str, why: str, fix: str) -> NoReturn:
     raise ExpertError(f"The adapter in {where}: {why}.", fix)
 
 
-def adapter_files(source: str | Path) -> tuple[str, dict[str, bytes]]:
-    """The bytes of configuration and tensors, from a folder or a Hub repository.
+def adapter_files(source: str | Path) -> tuple[str, dict[str, bytes], str]:
+    """The bytes of configuration and tensors, from a folder or a Hub repository at one commit.
+
+    Args:
+        source: a folder; or "user/name", "user/name@revision", "hf://user/name/folder@revision".
 
     Returns:
-        What to call the place in a message, and the content by file name.
+        What to call the place in a message, the content by file name, and the source to write down:
+        as given, on the Hub with its commit.
 
     Raises:
         ConfigError: no such folder, or nothing the Hub could have.
-        ExpertError: one of the two files is missing, pickled, or cannot be read.
+        ExpertError: one of the two files is missing, pickled, cannot be read, or is not what the
+            Hub lists; no such repository or revision; no connection.
     """
     try:
         place = Path(source).expanduser()
@@ -40,42 +47,50 @@ def adapter_files(source: str | Path) -> tuple[str, dict[str, bytes]]:
         there = is_folder = False
     if is_folder:
         try:
-            for file in (ADAPTER_CONFIG, ADAPTER):
+            for file in _FILES:
                 if not (place / file).is_file():
                     _missing(str(source), file, {p.name for p in place.iterdir()}, _inside(place))
-            return str(source), {f: (place / f).read_bytes() for f in (ADAPTER_CONFIG, ADAPTER)}
+            content = {file: (place / file).read_bytes() for file in _FILES}
         except OSError as error:
             refuse_adapter(
                 str(source),
                 f"{error.filename} cannot be read ({error.strerror})",
                 "check its permissions",
             )
-    asked = str(source)
-    if there or "/" not in asked or repo_problem(asked):
+        return str(source), content, str(source)
+    address = None if there else _address(str(source))
+    if address is None:
         raise ConfigError(
-            f"There is no adapter folder {asked!r}.",
-            f"give a folder with {ADAPTER_CONFIG} and {ADAPTER}, or a Hub id such as someone/name",
+            f"There is no adapter folder {str(source)!r}.",
+            f"give a folder with {ADAPTER_CONFIG} and {ADAPTER}, or one on the Hub: someone/name, "
+            "someone/name@revision, hf://someone/name/folder",
         )
-    return f"the Hub repository {asked!r}", _from_hub(asked)
+    return _from_hub(address)
 
 
-def _from_hub(repository: str) -> dict[str, bytes]:
-    from huggingface_hub import HfApi, errors, hf_hub_download
-
-    content = {}
+def _address(asked: str) -> HubAddress | None:
+    """Where on the Hub; None for what cannot be there, or looks more like a folder."""
+    if not is_hub_address(asked) and asked.partition("@")[0].count("/") != 1:
+        return None
     try:
-        listed = set(HfApi().list_repo_files(repository))
-        for file in (ADAPTER_CONFIG, ADAPTER):
-            if file not in listed:
-                _missing(f"the Hub repository {repository!r}", file, listed, [])
-            content[file] = Path(hf_hub_download(repository, file)).read_bytes()
-    # the last is the HTTP client's: no connection
-    except (errors.HfHubHTTPError, OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"Cannot read {repository!r} from the Hub: {error}",
-            "check the name and `pemt doctor`, or give a local folder",
-        ) from None
-    return content
+        return HubAddress.parse(asked)
+    except ConfigError:
+        return None
+
+
+def _from_hub(address: HubAddress) -> tuple[str, dict[str, bytes], str]:
+    files = HubFiles(address)
+    pinned = address.at(files.commit)
+    inside = {
+        path[len(address.prefix) :] for path in files.files if path.startswith(address.prefix)
+    }
+    for file in _FILES:
+        if file not in inside:
+            folders = {path.rpartition("/")[0] for path in inside if path.endswith(f"/{file}")}
+            _missing(pinned, file, inside, sorted(folders))
+    places = files.download(address.prefix + file for file in _FILES)
+    content = {file: places[address.prefix + file].read_bytes() for file in _FILES}
+    return pinned, content, pinned
 
 
 def _inside(place: Path) -> list[str]:

@@ -40,7 +40,7 @@ def build(grid: Grid, options: Mapping[str, Any], _: Rank) -> tuple[Study, Grid]
     (method,) = (m.name for m in grid.chosen)
     variants, made = [], []
     for weight in sorted(weights):
-        name = f"{weight:g}"
+        name = f"{weight:g}".replace("+", "")  # 1e+07; a name has no such sign
         variants.append(GridVariant(name=name, pemt={"sparsity_weight": weight}))
         made.append(Point(arm=arm_of(method, name), title=f"weight {name}", x=weight))
     usual = arm_of(method, f"{PemtConfig().sparsity_weight:g}")
