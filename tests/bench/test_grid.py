@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pemt.bench.grid import Grid, GridMethod, GridTask
-from pemt.errors import PemtError
+from pemt.errors import ConfigError, PemtError
 from pemt.methods import METHODS
 from pemt.model.config import PemtConfig
+from pemt.training.settings import LARGEST_SEED
 
 FIRST = "base: minilm\nlibraries: {experts: lib}\n"
 
@@ -190,3 +191,12 @@ def test_a_name_that_is_no_folder(tmp_path):
 def test_an_alias_may_stand_twice_side_by_side(tmp_path):
     text = "tasks:\n- cb: &a {settings: {epochs: 3}}\n- rte: *a\nmethods: [lora]\n"
     assert [t.settings for t in read(tmp_path, FIRST + text).targets] == [{"epochs": 3}] * 2
+
+
+def test_a_seed_that_no_run_takes_is_refused_before_anything_is_read():
+    """A cell's initialisation and order have the data seed too."""
+    grid = {"base": "minilm", "tasks": ["rte"], "methods": ["lora"]}
+    Grid(**grid, data_seeds=[LARGEST_SEED])
+    with pytest.raises(ConfigError, match=rf"data_seeds=\[0, {LARGEST_SEED + 1}\]") as error:
+        Grid(**grid, data_seeds=[0, LARGEST_SEED + 1])
+    assert str(LARGEST_SEED) in error.value.fix

@@ -32,3 +32,10 @@ def test_time_left():
     assert tally.estimate() == pytest.approx((2 * 5 + 3 * 10) / 2)
     assert (tally.finished, tally.found, tally.done) == (3, 1, 2)
     assert [duration(s) for s in (40, 600, 7200, 200000)] == ["40 s", "10 min", "2.0 h", "2.3 days"]
+
+
+def test_workers_without_a_cell_save_no_time():
+    jobs = [SimpleNamespace(name=f"a{i}", arm="a") for i in range(2)]
+    tally = Tally(total=2, workers=8, left={j.name: j for j in jobs})
+    tally.add(jobs[0], cell("a", 3600), found=False)
+    assert tally.estimate() == pytest.approx(3600)

@@ -101,6 +101,21 @@ def test_two_bases_are_not_compared(tmp_path):
     assert read_results(tmp_path, base="huge").methods == ("pemt",)
 
 
+def test_two_bases_of_one_name_are_not_compared(tmp_path):
+    """A base in a folder is called by the folder's last part."""
+
+    def on(weights, cells):
+        return [replace(c, config={"base": {"weights": weights}}) for c in cells]
+
+    write(tmp_path / "a", [*on("1", row("lora", [0.5])), *row("single", [0.4])])  # one is silent
+    write(tmp_path / "b", on("1", row("pemt", [0.9])))
+    write(tmp_path / "c", on("2", row("pemt", [0.9])))
+    assert len(read_results(tmp_path / "a", tmp_path / "b").cells) == 3
+    with pytest.raises(DataError, match=r"called tiny: .*lora-k1 .*pemt-k1 ") as error:
+        read_results(tmp_path / "a", named={"other": tmp_path / "c"})
+    assert "not compared" in error.value.fix
+
+
 def test_two_scores_of_one_task(tmp_path):
     write(tmp_path, [*row("lora", [0.5]), *row("pemt", [0.9], score="f1")])
     with pytest.raises(DataError, match=r"two scores for rte: accuracy in .* and f1 in"):

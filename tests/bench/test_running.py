@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from dataclasses import replace
@@ -13,14 +14,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pemt.bases import load_base
+from pemt.bench import plan
 from pemt.bench.cell import read_cells
 from pemt.bench.grid import Grid
 from pemt.bench.output import OutputFolder
+from pemt.bench.results import read_results
 from pemt.bench.running import GridRun
 from pemt.errors import ConfigError, PemtError
 from pemt.experts import ExpertLibrary
 from pemt.methods import METHODS
-from pemt.training import adapt, fitting
+from pemt.training import adapt, fitting, record
 from tests import tiny
 from tests.bench import places
 
@@ -480,7 +483,7 @@ def test_bad_options(folder):
     grid = Grid.from_file(path)
     for options, told in (
         ({"workers": 0}, "workers=0"), ({"retries": -1}, "retries=-1"),
-        ({"cell_cpus": 0}, "cell_cpus=0"),
+        ({"cell_cpus": 0}, "cell_cpus=0"), ({"cell_gpus": -0.5}, "cell_gpus=-0.5"),
         ({"workers": 2, "on_result": print}, "workers=1"),
         ({"output": path}, "is a file"),
     ):  # fmt: skip
@@ -488,3 +491,44 @@ def test_bad_options(folder):
             GridRun(grid, **options)
     with pytest.raises(PemtError, match="no output folder"):
         GridRun(replace(grid, output=None))
+
+
+def test_a_method_that_has_become_defined_is_refused_no_more(folder, monkeypatch):
+    """The grid is the same and the package is not."""
+    path = places.grid(folder, methods=["probe", "adapter"], data_seeds=1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(plan, "_refusal", lambda *_: "not defined yet")
+        assert go(path).ran == []
+    assert go(path, only_methods=["probe"]).ran == ["one-4-0-probe"]
+    described = OutputFolder(folder / "out").description()
+    assert [r["method"] for r in described["refused"]] == ["adapter"], "not looked at again"
+    go(path)
+    assert OutputFolder(folder / "out").description()["refused"] == []
+    assert read_results(folder / "out").header == ()
+
+
+def test_a_folder_that_cannot_be_made(folder):
+    (folder / "taken").write_text("")
+    with pytest.raises(ConfigError, match=r"taken/out cannot be written \(Not a directory\)"):
+        go(places.grid(folder, output=str(folder / "taken" / "out")))
+
+
+def test_a_full_disk_costs_the_cells_it_has_no_room_for(folder, monkeypatch):
+    path = places.grid(folder)
+    real, full = record.write_whole, []
+
+    def write_whole(path, content):
+        if "one-4-0-adapter" in path.parent.name and path.name != "predictions.json":
+            full.append(path.name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(record, "write_whole", write_whole)
+    run = go(path)
+    assert full == ["cell.json", "error.json"] * 2, "one retry"
+    assert len(run.cells) == 3
+    (message,) = run.tally.failed.values()
+    assert message == "OSError: [Errno 28] No space left on device"
+    assert places.leftovers(folder / "out") == []
+    monkeypatch.undo()
+    assert go(path).ran == ["one-4-0-adapter"]

@@ -61,3 +61,13 @@ def test_paired_differences_by_hand():
 def test_methods_without_a_common_draw_have_no_difference():
     with pytest.raises(DataError, match=r"'pemt' and 'lora' have no draw of 'rte' in common"):
         paired(row("pemt", [0.5]) + row("lora", [0.5], shots=4), "rte", "accuracy", "pemt", "lora")
+
+
+def test_paired_differences_do_not_mix_variants():
+    cells = [
+        cell("pemt", 0, 0.9, variant="short"), cell("pemt", 0, 0.1, variant="long"),
+        cell("lora", 0, 0.5, variant="long"), cell("lora", 0, 0.8, variant="short"),
+    ]  # fmt: skip
+    assert paired(cells, "rte", "accuracy", "pemt@short", "lora@short").mean == pytest.approx(0.1)
+    with pytest.raises(DataError, match="no draw"):
+        paired(cells, "rte", "accuracy", "pemt", "lora")

@@ -210,3 +210,9 @@ def test_a_file_is_there_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["table.md"]
     with pytest.raises(ConfigError, match="cannot be written"):
         write_named(path / "inside", "x")
+
+
+@pytest.mark.parametrize(("tie", "said"), [(0.0025, "0.25."), (0.0004, "0.04."), (0.02, "2.0.")])
+def test_the_margin_of_ties_is_told_as_it_was_used(tie, said):
+    table = difference_table(differences(results_of(study()), 16, "lora", tie=tie), tie=tie)
+    assert table.remarks[0].endswith(f"ties are within {said}")

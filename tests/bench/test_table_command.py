@@ -134,3 +134,9 @@ def test_mistakes_are_explained(grid, capsys, flags, words):
 
 def test_a_folder_without_cells(tmp_path, capsys):
     assert "holds no cells" in run(capsys, tmp_path, code=1).err
+
+
+def test_a_slip_in_the_name_of_a_variant(tmp_path, capsys):
+    cells = [*row("pemt", [0.5], variant="short"), *row("pemt", [0.6], variant="long")]
+    error = run(capsys, write(tmp_path / "g", cells), "--against", "pemt@shrot", code=1).err
+    assert "Did you mean: pemt@short?" in error

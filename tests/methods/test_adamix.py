@@ -69,6 +69,15 @@ def test_the_mean_is_made_once_and_again_after_every_change(monkeypatch):
         assert len(calls) == 3
 
 
+def test_the_mean_moves_with_the_adapters():
+    """To another type or device: what was made before is no use there."""
+    made = layer().eval()
+    with torch.no_grad():
+        made(torch.randn(3, 32))
+        made.double()
+        assert {mean.dtype for mean in made.merged().values()} == {torch.float64}
+
+
 def test_evaluation_has_gradients():
     made = layer().eval()
     made(torch.randn(3, 32)).sum().backward()

@@ -323,6 +323,13 @@ def test_probe_answers_as_scikit_learn_does(setting, name):
     np.testing.assert_allclose(made.log_probabilities.exp(), chances[best], atol=2e-3)
 
 
+def test_probe_gives_its_answers_as_logits_too(setting):
+    model = METHODS["probe"].build(setting("bert")).eval()
+    ids, mask = tiny.batch()
+    said = model(ids, mask).logits.log_softmax(-1)
+    torch.testing.assert_close(said, model.label_scores(ids, mask, []), atol=1e-5, rtol=1e-4)
+
+
 def test_probe_regresses_as_scikit_learn_does(setting):
     from sklearn.linear_model import Ridge
 
@@ -347,11 +354,12 @@ def test_probe_regresses_as_scikit_learn_does(setting):
     np.testing.assert_allclose(made.values, best, atol=1e-3)
 
 
-def test_probe_of_free_text_is_refused_and_the_base_is_clean(setting):
-    given = setting("llama", "generation")
+@pytest.mark.parametrize("method", ["probe", "single"])
+def test_probes_of_free_text_are_refused_and_the_base_is_clean(setting, method):
+    given = setting("llama", "generation", method=method)
     before = tiny.snapshot(given.base.model)
     with pytest.raises(ConfigError, match="cannot answer a generation task"):
-        METHODS["probe"].build(given)
+        METHODS[method].build(given)
     assert tiny.snapshot(given.base.model) == before
 
 

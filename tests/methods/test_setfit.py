@@ -124,6 +124,15 @@ def test_it_answers_as_the_library_does(tmp_path, monkeypatch, classes):
     np.testing.assert_allclose(made.log_probabilities.exp(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", tiny.ENCODER_ONLY)
+def test_padding_on_either_side_gives_the_same_answers(tmp_path, name):
+    model = METHOD.build(setting(tmp_path, name))
+    ids, mask = tiny.batch()
+    with torch.no_grad():
+        right, left = model(ids, mask), model(*tiny.move_padding(ids, mask))
+    torch.testing.assert_close(left.logits, right.logits, atol=1e-5, rtol=1e-4)
+
+
 def test_a_class_without_rows_is_never_answered(tmp_path):
     given = setting(tmp_path, rows=12)
     given = replace(given, task=replace(given.task, labels=("none", "bad", "good")))

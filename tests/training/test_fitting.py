@@ -146,6 +146,32 @@ def test_the_bases_dropout_is_set_for_the_run_alone(task, few, monkeypatch):
     assert [m.p for m in layers] == before
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "llama", "modernbert"])
+def test_dropout_reaches_the_rates_that_no_layer_holds(monkeypatch, name):
+    """T5's attention, BART and Llama keep theirs as numbers: at 0 nothing is drawn any more."""
+    config = tiny.CONFIGS[name]()
+    for field in ("dropout_rate", "dropout", "attention_dropout", "activation_dropout"):
+        if hasattr(config, field):
+            setattr(config, field, 0.4)
+    monkeypatch.setitem(tiny.CONFIGS, name, lambda: config)
+    model = tiny.pemt(tiny.base(name)).train()
+
+    def passes():
+        inputs = (*tiny.batch(), tiny.labels_for(model.family, *tiny.batch()))
+        with torch.no_grad():
+            one, other = (model(*inputs).logits for _ in range(2))
+        return torch.equal(one, other)
+
+    assert not passes()
+    with fitting._dropout(model, 0.0):
+        assert passes()
+    with fitting._dropout(model, None):
+        assert not passes()
+    assert not passes()
+    with fitting._dropout(model, 0.0), fitting._dropout(model, 0.2):
+        assert not passes()
+
+
 # -- seeds -------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -41,7 +42,9 @@ def _make(place: Workplace, experts: list[Any], work: Work, job: Job, rows: FewS
 
     kept = _here.setdefault(repr((place.identity, place.record)), place)
     try:
-        if job.library not in kept.experts and experts:
+        loaded = kept.experts.get(job.library, {})
+        there = {name: expert.info.content_hash for name, expert in loaded.items()}
+        if experts and not job.experts.items() <= there.items():  # none yet, or an earlier run's
             kept.experts[job.library] = ray.get(experts[0])
         cell, predictions = work(kept, job, rows)
     except Exception as error:
@@ -71,7 +74,8 @@ class Cluster:
         gpus: of a GPU for each cell; by default a whole one where the cluster has any.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, there is no cluster at the address, or one on this
+            machine has no room for a cell. Another may grow: there a warning says so.
     """
 
     def __init__(
@@ -88,6 +92,14 @@ class Cluster:
         gpus = (1.0 if found.get("GPU") else 0.0) if gpus is None else gpus
         room = found.get("CPU", 1) / cpus
         room = min(room, found.get("GPU", 0) / gpus) if gpus else room
+        if room < 1:
+            takes = f"{cpus} core" + "s" * (cpus != 1) + (f" and {gpus:g} of a GPU" if gpus else "")
+            there = f"{found.get('CPU', 0):g} cores and {found.get('GPU', 0):g} GPUs"
+            no_room = f"The Ray cluster has no room for a cell of {takes}: it has {there}"
+            if address == "local":
+                ray.shutdown()
+                raise ConfigError(no_room, "lower --cell-cpus and --cell-gpus")
+            warnings.warn(f"{no_room}. Cells wait until machines join it.", stacklevel=2)
         self.size = max(1, int(room)) if size is None else size
         place = replace(place, threads=cpus, loaded=None, experts={})
         self._work = ray.put(work)

@@ -17,7 +17,7 @@ from pemt.methods.method import Library
 from pemt.model.config import PemtConfig
 from pemt.tasks import Task
 from pemt.tasks.fewshot import Validation
-from pemt.training.settings import TrainSettings
+from pemt.training.settings import LARGEST_SEED, TrainSettings
 
 LIBRARIES: tuple[Library, ...] = ("experts", "bottleneck", "prompts", "shared-prompts")
 TOGETHER: Library = "shared-prompts"
@@ -152,8 +152,10 @@ class Grid:
         each_once("data_seeds", self.data_seeds)
         for shots in self.shots:
             at_least_one("shots", shots)
-        if min(self.data_seeds) < 0:
-            raise ConfigError(f"data_seeds={list(self.data_seeds)}", "give numbers of at least 0")
+        if min(self.data_seeds) < 0 or max(self.data_seeds) > LARGEST_SEED:
+            raise ConfigError(
+                f"data_seeds={list(self.data_seeds)}", f"give numbers from 0 to {LARGEST_SEED}"
+            )
         at_least_one("test_rows", self.test_rows)
         check_rates(self.learning_rates)
         for m in self.chosen:

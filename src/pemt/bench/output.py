@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,28 +116,32 @@ class OutputFolder:
 
         fresh = self.place(f".{cell.name}.tmp")
         target = self.place(cell.name)
-        fresh.mkdir(parents=True)
-        write_json(fresh / PREDICTIONS, predictions)
-        write_json(fresh / CELL, asdict(cell))
-        if target.exists():  # holds an earlier failure and nothing else
-            shutil.rmtree(target)
-        fresh.replace(target)
+        try:
+            fresh.mkdir(parents=True)
+            write_json(fresh / PREDICTIONS, predictions)
+            write_json(fresh / CELL, asdict(cell))
+            if target.exists():  # holds an earlier failure and nothing else
+                shutil.rmtree(target)
+            fresh.replace(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
     def fail(self, job: Job, message: str, traceback: str, attempt: int) -> None:
-        """Write down why a cell failed. Claim it first."""
+        """Write down why a cell failed, where the disk has room for it. Claim it first."""
         from datetime import datetime, timezone
 
         from pemt.training.record import write_json
 
-        write_json(
-            self.place(job.name) / ERROR,
-            {
-                "task": job.task.name, "method": job.method, "variant": job.variant,
-                "shots": job.shots, "data_seed": job.data_seed, "message": message,
-                "traceback": traceback, "attempt": attempt,
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            },
-        )  # fmt: skip
+        with suppress(OSError):  # the run still tells it, and goes on with the other cells
+            write_json(
+                self.place(job.name) / ERROR,
+                {
+                    "task": job.task.name, "method": job.method, "variant": job.variant,
+                    "shots": job.shots, "data_seed": job.data_seed, "message": message,
+                    "traceback": traceback, "attempt": attempt,
+                    "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                },
+            )  # fmt: skip
 
     def _sweep(self, name: str) -> None:
         """Remove what a killed process left of a cell."""
@@ -155,13 +159,22 @@ class OutputFolder:
         """Write grid.json: the grid, versions, and which folder belongs to which cell.
 
         Cells that this run leaves out keep the folders they had under the same grid.
+
+        Raises:
+            ConfigError: nothing can be written here.
+            DataError: the file that is there is no grid's.
         """
         from filelock import FileLock
 
         from pemt.training.record import write_json
 
-        self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / ".locks").mkdir(exist_ok=True)
+        try:
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The output {self.root} cannot be written ({error.strerror})",
+                "give another folder",
+            ) from error
         with FileLock(self.root / ".locks" / f"{GRID}.lock"):
             before = self.description() or {}
             shown = json.loads(json.dumps(grid.to_dict(), default=str))
@@ -171,9 +184,9 @@ class OutputFolder:
                 for (task, method), reason in plan.refused.items()
             ]
             if same:
-                new = {(r["task"], r["method"]) for r in refused}
+                seen = {*plan.refused, *((job.task.name, job.method) for job in plan.jobs)}
                 refused += [
-                    r for r in before.get("refused", []) if (r["task"], r["method"]) not in new
+                    r for r in before.get("refused", []) if (r["task"], r["method"]) not in seen
                 ]
             write_json(
                 self.root / GRID,

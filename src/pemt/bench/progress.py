@@ -59,7 +59,8 @@ class Tally:
             return None
         means = {arm: statistics.fmean(taken) for arm, taken in self.seconds.items()}
         anyone = statistics.fmean(means.values())
-        return sum(means.get(j.arm, anyone) for j in self.left.values()) / self.workers
+        at_work = max(1, min(self.workers, len(self.left)))
+        return sum(means.get(j.arm, anyone) for j in self.left.values()) / at_work
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -126,7 +126,8 @@ def read_results(
         latest: of cells that differ in their settings alone, keep the newest and say so.
 
     Raises:
-        DataError: no cells, a damaged one, two for one place, or two scores for one task.
+        DataError: no cells, a damaged one, two for one place, two scores for one task, or two
+            bases of one name.
         ConfigError: no source, cells of several bases, or nothing left after the choices.
         UnknownNameError: a method or task that nothing knows.
     """
@@ -159,6 +160,7 @@ def read_results(
             f"scores of two bases are not compared in one table; choose one: --base {bases[0]}",
         )
     found, replaced = _one_each(found, latest=latest)
+    _check_bases(found)
     _check_scores(found)
     cells = tuple(f.cell for f in found)
     header: list[str] = []
@@ -245,6 +247,23 @@ def _same(a: Cell, b: Cell) -> bool:
 def _score(cell: Cell) -> Any:
     """What stands there, number or not."""
     return cell.metrics.get(cell.score) if isinstance(cell.metrics, dict) else None
+
+
+def _check_bases(found: list[Found]) -> None:
+    """Bases of one name have the same weights; cells may not tell theirs."""
+    first: dict[str, Found] = {}
+    for f in found:
+        base = f.cell.config.get("base")
+        weights = base.get("weights") if isinstance(base, dict) else None
+        if not isinstance(weights, str):
+            continue
+        first.setdefault(weights, f)
+        if len(first) > 1:
+            where = " and ".join(other.where for other in first.values())
+            raise DataError(
+                f"two bases are called {f.cell.base}: {where} were made on other weights",
+                "scores of two bases are not compared in one table; make one of each base's cells",
+            )
 
 
 def _check_scores(found: list[Found]) -> None:

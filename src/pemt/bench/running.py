@@ -72,8 +72,9 @@ class GridRun:
             raise ConfigError("The grid has no output folder", "write output: FOLDER, or give one")
         for name, value, least in (
             ("workers", workers, 1), ("retries", retries, 0), ("cell_cpus", cell_cpus, 1),
+            ("cell_gpus", cell_gpus, 0),
         ):  # fmt: skip
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise ConfigError(f"{name}={value}", f"give at least {least}")
         if cluster is None:
             workers = workers or 1
@@ -99,8 +100,8 @@ class GridRun:
             The finished cells, in the grid's order.
 
         Raises:
-            ConfigError: a library that is missing, or Ray is; or cells of this grid are finished
-                on another base.
+            ConfigError: a library that is missing, or Ray is; an output that cannot be written, or
+                that has cells of this grid finished on another base.
             PemtError: a base or expert that cannot be loaded.
         """
         import torch

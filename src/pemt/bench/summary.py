@@ -56,6 +56,8 @@ def summarise(values: Sequence[float]) -> Summary:
 def paired(cells: Iterable[Cell], task: str, metric: str, method: str, other: str) -> Summary:
     """Difference `method - other` in a metric of a task, over the draws that both were given.
 
+    In a grid with variants each is a method in one of them ("pemt@short").
+
     Raises:
         DataError: the two share no draw.
     """
@@ -65,7 +67,7 @@ def paired(cells: Iterable[Cell], task: str, metric: str, method: str, other: st
         return {
             (-1 if c.shots is None else c.shots, c.data_seed): c.metrics[metric]
             for c in cells
-            if (c.task, c.method) == (task, name)
+            if (c.task, c.arm) == (task, name)
         }
 
     a, b = by_draw(method), by_draw(other)

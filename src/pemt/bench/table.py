@@ -119,7 +119,7 @@ def difference_table(
         varied = "initialisation and order, all seeds having the same rows"
     remarks = [
         f"Method minus {against}, in points, over the data seeds both have; wins are the method's"
-        + (f", ties are within {points(tie)}." if tie else "."),
+        + (f", ties are within {_margin(tie)}." if tie else "."),
         f"The interval ({TITLES[kind]}) is for the mean over {varied}; it is given from "
         f"{MIN_SEEDS} seeds on, says nothing about other test rows, and is not corrected for how "
         "many are read.",
@@ -218,6 +218,12 @@ def _numbered(note: str | None, notes: list[str]) -> int | None:
     if note not in notes:
         notes.append(note)
     return notes.index(note) + 1
+
+
+def _margin(tie: float) -> str:
+    """In points, as exact as it was given; at least one decimal, as scores have."""
+    text = f"{100 * tie:.10g}"
+    return points(tie) if float(points(tie)) == float(text) else text
 
 
 def _span(ends: tuple[int, int] | None) -> str:

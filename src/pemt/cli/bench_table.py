@@ -80,7 +80,7 @@ def table(
         if against in METHODS:
             there = ", ".join(results.methods)
             raise ConfigError(f"there is no finished cell of {against!r}", f"has: {there}")
-        raise UnknownNameError("method", against, {*METHODS, "best-single-task"})
+        raise UnknownNameError("method", against, {*METHODS, *results.methods, "best-single-task"})
     if len(results.methods) == 1 and against is not None:
         raise ConfigError(
             f"there are cells of {results.methods[0]!r} alone, so there are no differences",

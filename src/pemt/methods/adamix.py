@@ -44,15 +44,16 @@ class RoutedAdapter(WrappedLinear):
     def __init__(self, down: nn.Module, adapters: list[TargetAdapter], slot: Slot) -> None:
         super().__init__(down, slot)
         self.adapters = nn.ModuleList(adapters)
-        self._kept: tuple[list[int], dict[str, Tensor]] | None = None
+        self._kept: tuple[list[Any], dict[str, Tensor]] | None = None
 
     def merged(self) -> dict[str, Tensor]:
         """Mean of the adapters' parameters, by name; without gradients it is computed once."""
         if torch.is_grad_enabled():
             return self._mean()
-        versions = [p._version for p in self.parameters()]  # an optimiser's step counts them up
-        if self._kept is None or self._kept[0] != versions:
-            self._kept = versions, self._mean()
+        # an optimiser's step counts versions up; a move to another device or type does not
+        state = [(p._version, p.device, p.dtype) for p in self.parameters()]
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, self._mean()
         return self._kept[1]
 
     def _mean(self) -> dict[str, Tensor]:

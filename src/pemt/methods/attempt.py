@@ -8,6 +8,8 @@ Trained: the target prompt P_target, W_down `[100, D]`, W_up `[D, 100]` and the 
 prompt starts from the vocabulary, as prompt tuning does. Of a decoder-only base the text is what
 comes before the answer, in training too: else the prompt would tell the answer.
 
+The paper trains the attention and the prompt at two rates; here both have one.
+
 Letters: B batch, S text length, P prompt length, D model width, K sources.
 """
 

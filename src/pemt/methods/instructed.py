@@ -230,7 +230,8 @@ def zero_shot(setting: Setting) -> InstructedModel:
 def in_context(setting: Setting, *, context: int = CONTEXT) -> InstructedModel:
     """The task's description and answered training rows before every text.
 
-    As many rows as there is room for, equally many of each class, in an order drawn by `init_seed`.
+    Rows in turn up to the first that there is no room for, equally many of each class, in an order
+    drawn by `init_seed`.
 
     Args:
         setting: the validation rows decide on calibration.

@@ -219,7 +219,10 @@ METHODS: dict[str, Method] = {
     # -- with what was learnt on source tasks
     "single": Method(
         title="best single expert", paper="-", builder="pemt.methods.single:build",
-        learning_rates=_USUAL, library="experts", reads=_MIXTURE,
+        learning_rates=_USUAL, library="experts", kinds=("classification", "regression"),
+        reads=_MIXTURE,
+        elsewhere="A probe chooses the expert, and texts leave it nothing to regress on: take pemt "
+        "with the expert you name, or guided.",
     ),
     # no gate trains, so the TSL would only pull y towards the mean expert, and choose nothing
     "uniform": Method(

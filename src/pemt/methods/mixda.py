@@ -8,8 +8,8 @@ With x one token's feed-forward hidden `[F]`, f the down projection's output, e_
 
 Taken from the paper and its code: adapters beside the feed-forward, frozen in the second stage; the
 mixture-of-adapters gate that reads the feed-forward hidden (an MLP of three hidden layers, ReLU,
-dropout 0.2), the feed-forward itself being one of its choices; a task adapter behind the mixture;
-only gates, task adapters and head train.
+dropout 0.2, or the rate of a run that sets `dropout`), the feed-forward itself being one of its
+choices; a task adapter behind the mixture; only gates, task adapters and head train.
 
 What does not apply here, or differs:
 

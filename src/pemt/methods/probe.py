@@ -81,11 +81,12 @@ class ProbeModel(AdaptedModel):
                 features_of(model, setting, setting.train),
                 features_of(model, setting, setting.validation),
             )
-        if model.outputs == 1:
+        if model.head is not None:
             model._fill_head()
         return model
 
     def _fill_head(self) -> None:
+        """The same map on features as they are, not standardised: what `forward` gives."""
         assert self.head is not None
         weight = self.probe.weight / self.probe.scale
         with torch.no_grad():

@@ -93,7 +93,12 @@ class SetFitModel(AdaptedModel):
 
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The embedding of each text, `[B, D]`, float32."""
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        # the library pads on the right, and a body counts positions from there
+        order = torch.argsort(attention_mask.long(), dim=1, descending=True, stable=True)
+        given = {
+            "input_ids": input_ids.gather(1, order),
+            "attention_mask": attention_mask.gather(1, order),
+        }
         embedded: Tensor = self.body(given)["sentence_embedding"]
         return embedded.float()
 

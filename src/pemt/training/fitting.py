@@ -41,6 +41,8 @@ from pemt.training.trainer import (
 from pemt.training.watching import GateWatch
 
 IDENTITY = "identity.json"
+RATES = ("dropout", "attention_dropout", "activation_dropout")
+"""Where modules keep a rate as a number: T5's and Llama's attention, all of BART."""
 
 
 @dataclass(frozen=True)
@@ -334,16 +336,21 @@ def _ended(checkpoint: Path, total: int, best: BestState) -> bool:
 
 @contextlib.contextmanager
 def _dropout(model: AdaptedModel, rate: float | None) -> Iterator[None]:
-    """The base's dropout layers at another rate, for as long as it trains."""
-    layers = [m for m in model.base.modules() if isinstance(m, torch.nn.Dropout)]
-    before = [layer.p for layer in layers]
-    for layer in layers if rate is not None else []:
-        layer.p = float(rate or 0.0)
+    """The base's dropout at another rate, for as long as it trains."""
+    places = [
+        (module, name)
+        for module in model.base.modules()
+        for name in (["p"] if isinstance(module, torch.nn.Dropout) else RATES)
+        if isinstance(getattr(module, name, None), (int, float))
+    ]
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places if rate is not None else []:
+        setattr(module, name, float(rate or 0.0))
     try:
         yield
     finally:
-        for layer, p in zip(layers, before, strict=True):
-            layer.p = p
+        for (module, name), own in zip(places, before, strict=True):
+            setattr(module, name, own)
 
 
 def _drop_printer(trainer: PemtTrainer) -> None:
