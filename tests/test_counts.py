@@ -177,6 +177,7 @@ COMPUTED = {  # what building works out from rows, which a base without storage 
     "single": [("single.probe_losses", lambda setting: {e.name: 0.0 for e in setting.experts})],
     "spot": [("spot.task_prompt", lambda setting, sources: torch.ones(100, WIDTH))],
     "guided": [("pemt.guide_of", even_guide)],
+    "guided-no-tsl": [("pemt.guide_of", even_guide)],
     "ensemble": [("instant.guide_of", even_guide), ("instant._fitted", no_parts)],
 }
 

@@ -25,7 +25,7 @@ def test_the_rule():
     assert useless.weights[NONE] > 0.5
     assert (alone.method, "no use for the experts" in alone.why) == ("adapter", True)
     many = choice_of(None, 5000)
-    assert (many.method, "5000 labelled rows" in many.why) == ("pemt", True)
+    assert (many.method, "5000 labelled rows" in many.why) == ("guided-no-tsl", True)
     assert is_few(ROWS)
     assert not is_few(ROWS + 1)
     assert {c.method for c in (choice_of(helps, 24), alone, many)} <= set(METHODS)
@@ -80,14 +80,19 @@ def test_auto_leaves_experts_out_that_the_labels_find_no_use_for(tmp_path, monke
     result.model.detach()
 
 
-def test_auto_with_many_labels_is_the_paper(tmp_path, monkeypatch):
+def test_auto_with_many_labels_is_guided_without_the_loss(tmp_path, monkeypatch):
     monkeypatch.setattr("pemt.training.adapting.is_few", lambda rows: False)
     base, task = tiny.loaded("bert"), tiny.task(tmp_path)
     result = adapt(
-        base, task, experts(base), shots=4, method="auto", config=SMALL,
+        base, task, experts(base), shots=4, method="auto",
+        config=PemtConfig(prompt_scale=0.1, reduction=4, sparsity_weight=0.3),
         settings=tiny.settings(max_steps=2), progress=False,
     )  # fmt: skip
-    assert (result.method, result.model.pemt_config.guide) == ("pemt", "none")
+    used = result.model.pemt_config
+    assert (result.method, used.guide, used.sparsity_weight) == ("guided-no-tsl", "evidence", 0)
+    assert set(result.notes["guide"]["weights"]) == {"a", "b", NONE}
+    assert "Task Sparsity Loss is left out" in result.verdicts()[0]
+    assert result.notes["unread"] == ["sparsity_weight"]  # what was asked for was not done
     result.model.detach()
 
 

@@ -2,7 +2,8 @@
 
 docs/concepts/guided.md has the measurements behind it. With few labels the guided mixture and the
 instant one answer together; where the labels say that no expert helps, the target adapter is
-trained without any; with many labels the gates are left to find their own way, as in the paper.
+trained without any; with many labels they guide the gates, and the Task Sparsity Loss, which took
+them astray where no source is close, is left out.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def choice_of(guide: Guide | None, rows: int, *, probes: bool = True) -> Choice:
     """
     if guide is None:
         return Choice(
-            method="pemt", why=f"{rows} labelled rows are more than {ROWS}: the gates learn alone."
+            method="guided-no-tsl",
+            why=f"{rows} labelled rows are more than {ROWS}: {ROWS} of them guide the mixture, and "
+            "the Task Sparsity Loss is left out.",
         )
     if guide.weights[NONE] >= ALONE:
         return Choice(

@@ -114,10 +114,16 @@ class Method:
         return replace(config, **self.changes)
 
     def unread(self, config: PemtConfig) -> list[str]:
-        """The options of `config` that are not the defaults, and that this method ignores."""
-        usual = PemtConfig()
-        names = [f.name for f in fields(config) if f.name not in self.reads]
-        return [name for name in names if getattr(config, name) != getattr(usual, name)]
+        """The options of `config` that are not the defaults, and that this method ignores.
+
+        Those that it sets itself are ignored too, where it sets them to something else.
+        """
+        usual, used = PemtConfig(), self.configured(config)
+        return [
+            f.name for f in fields(config)
+            if getattr(config, f.name) != getattr(usual, f.name)
+            and (f.name not in self.reads or getattr(config, f.name) != getattr(used, f.name))
+        ]  # fmt: skip
 
     def refusal(self, family: Family, kind: str) -> str | None:
         """Why it does not apply to a base of this family and a task of this kind, or None."""
@@ -262,6 +268,10 @@ METHODS: dict[str, Method] = {
     # -- beyond the paper: the labelled rows judge the experts first, see docs/concepts/guided.md
     "guided": Method(
         title="guided PEMT", **{**_PEMT, "paper": "-"}, changes={"guide": "evidence"},
+    ),
+    "guided-no-tsl": Method(
+        title="guided PEMT, no TSL", **{**_PEMT, "paper": "-"},
+        changes={"guide": "evidence", "sparsity_weight": 0.0},
     ),
     "instant": Method(
         title="instant mixture", paper="-", builder="pemt.methods.instant:build",
