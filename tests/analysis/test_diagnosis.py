@@ -114,6 +114,15 @@ def test_one_pair_that_is_the_same_is_named(task):
     assert finding.advice.endswith("--experts a,b.")
 
 
+@pytest.mark.parametrize(("gated", "sparsity"), [(True, 0.1), (True, 0.0), (False, 0.1)])
+def test_one_answer_to_everything_may_be_the_loss(task, gated, sparsity):
+    constant = ConstantAnswer(label="bad", metrics={"accuracy": 1.0})
+    finding = found(facts(task, constant=constant, gated=gated, sparsity=sparsity))
+    advice = finding["beyond-constant"].advice
+    assert ("--method guided-no-tsl" in advice) == (gated and sparsity > 0)
+    assert "--method probe" in advice
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.1])
 def test_the_loss_that_hands_gates_to_one_expert_is_named(task, sparsity):
     chosen = measures(gates=torch.tensor([[0.98, 0.01, 0.01]]))

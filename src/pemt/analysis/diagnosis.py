@@ -88,6 +88,11 @@ def _beyond_constant(facts: Facts) -> Finding | None:
     )
     # balanced accuracy and the like may reach it by rounding alone
     if not report.value > least + 1e-9:
+        if facts.gated and facts.sparsity > 0:
+            advice = (
+                "gates that start where the labels point, and no Task Sparsity Loss: "
+                f"--method guided-no-tsl. Or {advice}"
+            )
         return Finding(
             name=name, title="no better than one answer to everything", severity="warning",
             evidence=f"{told}.", numbers=numbers, advice=advice,
