@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pemt.bases import load_base
-from pemt.bench.plan import BaseIdentity
+from pemt.bench.identity import BaseIdentity
 from pemt.training import adapt
 from tests import tiny
 from tests.bench import places

@@ -19,7 +19,8 @@ from pemt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pemt.bench.grid import Grid
-    from pemt.bench.plan import BaseIdentity, Job, Plan
+    from pemt.bench.identity import BaseIdentity
+    from pemt.bench.plan import Job, Plan
     from pemt.bench.workplace import Predictions
 
 GRID = "grid.json"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pemt.bench.cell import Cell
-from pemt.bench.plan import BaseIdentity, Job
+from pemt.bench.identity import BaseIdentity
+from pemt.bench.plan import Job
 from pemt.errors import ConfigError, ExpertError
 from pemt.experts import Expert, ExpertLibrary
 from pemt.methods import method_named
