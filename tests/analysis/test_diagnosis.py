@@ -47,7 +47,7 @@ def facts(task, **changed):
         "report": classified(task, truth, truth), "gated": True, "pemt": True,
         "constant": ConstantAnswer(label="bad", metrics={"accuracy": 0.5}),
         "losses": [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], "measures": measures(),
-        "prompt_moved": 0.1,
+        "prompt_moved": 0.1, "own_sources": [],
         "mine": HeldOut(name="pemt", metric="accuracy", value=0.8, error=0.05, how="x"),
         "rival": HeldOut(name="a", metric="accuracy", value=0.7, error=0.05, how="y"),
     }  # fmt: skip
@@ -62,7 +62,7 @@ def test_a_sound_run_has_no_problem(task):
     diagnosis = diagnose(facts(task))
     assert diagnosis.problems == ()
     assert {f.severity for f in diagnosis.findings} == {"fine"}
-    assert len(diagnosis.findings) == 9
+    assert len(diagnosis.findings) == 10
     assert len(diagnosis.lines()) == 1
 
 
@@ -92,6 +92,9 @@ def rival(value):
         ("training-loss", "not checked", {"losses": [{"step": 1, "loss": 1.0}]}),
         ("beyond-constant", "warning",
          {"constant": ConstantAnswer(label="bad", metrics={"accuracy": 1.0})}),
+        ("own-source", "warning", {"own_sources": ["a"]}),
+        ("own-source", "note", {"own_sources": ["a"], "shots": None}),
+        ("own-source", "fine", {"own_sources": []}),
         ("beyond-constant", "note",
          {"constant": ConstantAnswer(label="bad", metrics={"accuracy": 0.99})}),
     ],
@@ -103,6 +106,11 @@ def test_each_sign(task, name, severity, changed):
     if severity in ("note", "warning"):
         assert finding.advice.strip()
         assert any(finding.title in line for line in diagnose(facts(task, **changed)).lines())
+
+
+def test_an_expert_of_the_same_task_is_named(task):
+    assert "'a', 'b'" in found(facts(task, own_sources=["a", "b"]))["own-source"].evidence
+    assert "own-source" not in found(facts(task, own_sources=None))
 
 
 def test_one_pair_that_is_the_same_is_named(task):
@@ -164,12 +172,12 @@ def test_invalid_answers(task):
 def test_baselines_get_what_applies(task):
     plain = facts(
         task, method="lora", gated=False, pemt=False, measures=None, prompt_moved=None, mine=None,
-        rival=None,
+        rival=None, own_sources=None,
     )  # fmt: skip
     assert set(found(plain)) == {"training-loss", "beyond-constant", "labels-predicted"}
     probe = facts(
         task, method="probe", trains=False, losses=(), gated=False, pemt=False, measures=None,
-        prompt_moved=None,
+        prompt_moved=None, own_sources=None,
     )  # fmt: skip
     assert set(found(probe)) == {"beyond-constant", "labels-predicted"}
 

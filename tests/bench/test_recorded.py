@@ -44,11 +44,15 @@ def test_what_was_written_is_read(tmp_path):
     assert lines == tuple(range(2, 2 + len(cells)))
 
 
-def test_the_same_table_from_the_folder_and_from_the_file(tmp_path, capsys):
-    grid = write(tmp_path / "grid", [*study(), *row("pemt", [0.1, 0.2, 0.3], variant="short")])
+@pytest.mark.parametrize("notes", [{}, {"own_sources": ["x", "y"]}])
+def test_the_same_table_from_the_folder_and_from_the_file(tmp_path, capsys, notes):
+    short = row("pemt", [0.1, 0.2, 0.3], variant="short", notes=notes)
+    grid = write(tmp_path / "grid", [*study(), *short])
     file = tmp_path / "cells.csv"
     assert main(["bench", "table", str(grid), "--costs", "true", "--cells", str(file)]) == 0
     told = capsys.readouterr().out
+    assert ("x, y were trained on this task itself" in told) == bool(notes)
+    assert ("own_sources" in file.read_text(encoding="utf-8")) == bool(notes)
     assert main(["bench", "table", str(file), "--costs", "true"]) == 0
     assert capsys.readouterr().out == told
 

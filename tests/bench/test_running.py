@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from pemt.bases import load_base
 from pemt.bench import plan
 from pemt.bench.cell import read_cells
+from pemt.bench.comparison import compared
 from pemt.bench.grid import Grid
 from pemt.bench.output import OutputFolder
+from pemt.bench.progress import Progress
 from pemt.bench.results import read_results
 from pemt.bench.running import GridRun
 from pemt.errors import ConfigError, PemtError
@@ -125,7 +127,7 @@ def test_what_a_cell_holds_is_what_adapt_gives(folder):
 CHANGES = {
     "shots": {"shots": [2]}, "test rows": {"test_rows": 5},
     "settings": {"settings": {**places.SETTINGS, "max_steps": 3}},
-    "rates": {"learning_rates": [0.004]}, "pemt": {"pemt": {"tau": 2.0}},
+    "rates": {"learning_rates": [0.004]}, "pemt": {"pemt": {"reduction": 4}},
     "precision": {"precision": "bfloat16"},
 }  # fmt: skip
 
@@ -137,6 +139,15 @@ def test_another_setting_is_another_cell(change, folder):
     assert len(go(places.grid(folder, **given, **CHANGES[change])).ran) == 1
     assert go(places.grid(folder, **given)).ran == []
     assert len(list(read_cells(folder / "out"))) == 2
+
+
+def test_what_a_method_does_not_read_is_no_other_cell(folder):
+    given = {"methods": ["adapter", "pemt", "prompt-tuning"], "data_seeds": 1}
+    assert len(go(places.grid(folder, **given)).ran) == 3
+    assert go(places.grid(folder, **given, pemt={"tau": 2.0})).ran == ["one-4-0-pemt"]
+    assert go(places.grid(folder, **given, pemt={"prompt_tokens": 2})).ran == [
+        "one-4-0-prompt-tuning"
+    ]
 
 
 def test_other_rows_an_other_description_or_expert_are_another_cell(folder):
@@ -463,6 +474,29 @@ def test_experts_by_name_and_by_rank(folder):
         go(places.grid(folder, **given, experts=["c"]))
     with pytest.raises(PemtError, match="No experts in"):
         go(places.grid(folder, **given, libraries={"experts": str(folder / "none")}))
+
+
+def test_an_expert_of_the_target_task_itself_is_told(folder, capsys):
+    library = ExpertLibrary(folder / "experts")
+    made = library.load("a")
+    library.add(replace(made, name="own", info=replace(made.info, name="own", task="one")))
+    tasks = [str(folder / "one.yaml"), str(folder / "two.yaml")]
+    given = {"methods": ["pemt", "adapter"], "data_seeds": 1, "tasks": tasks}
+    run = go(places.grid(folder, **given), progress=Progress(plain=True))
+    told = capsys.readouterr().err
+    assert "Trained on one itself: own." in told
+    assert "Trained on two" not in told
+    assert {(c.task, c.method): c.own_sources for c in run.cells} == {
+        ("one", "pemt"): ["own"], ("one", "adapter"): [], ("two", "pemt"): [],
+        ("two", "adapter"): [],
+    }  # fmt: skip
+    one, two, mean = compared(read_results(folder / "out"), 4)
+    assert one.notes == {"pemt": "PEMT on one, 4 shots: own was trained on this task itself."}
+    assert two.notes == {}
+    assert mean.notes == one.notes
+    left_out = go(places.grid(folder, **given, experts=["a", "b"]), progress=Progress(plain=True))
+    assert "Trained on" not in capsys.readouterr().err
+    assert not any(c.own_sources for c in left_out.cells)
 
 
 def test_a_grid_over_another_grids_output_keeps_its_cells(folder):

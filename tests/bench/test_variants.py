@@ -199,6 +199,7 @@ def test_a_cluster_is_sent_what_any_cell_takes(folder):
 def test_shared_prompts_stay_together_in_a_variant(folder, monkeypatch):
     pool = {"a": "1", "b": "2"}
     monkeypatch.setattr("pemt.bench.plan._experts", lambda grid, kind, base: pool)
+    monkeypatch.setattr("pemt.bench.plan._source_tasks", lambda grid, kind, names: pool)
     given = {"methods": ["mpt"], "libraries": {"shared-prompts": "there"}, "data_seeds": 1}
     (plain,) = planned(places.grid(folder, **given, experts=["a"]))
     for said in (["a"], "auto:1", {"one": ["a"]}):

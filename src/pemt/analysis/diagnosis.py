@@ -32,7 +32,7 @@ def diagnose(facts: Facts) -> Diagnosis:
     """Make every check that applies."""
     checks: list[Callable[[Facts], Finding | None]] = [
         _training_loss, _beyond_constant, _labels_predicted, _invalid, _gates, _one_expert,
-        _adapter_share, _single_expert, _prompt, _alike,
+        _adapter_share, _single_expert, _prompt, _alike, _own_source,
     ]  # fmt: skip
     return Diagnosis(findings=tuple(f for check in checks if (f := check(facts)) is not None))
 
@@ -303,4 +303,24 @@ def _alike(facts: Facts) -> Finding | None:
         severity="warning" if mean > ALIKE else "note" if found else "fine", evidence=told,
         numbers={"mean": mean, "highest": highest},
         advice=f"a run without one of the two: --experts {listed}." if found else "",
+    )  # fmt: skip
+
+
+def _own_source(facts: Facts) -> Finding | None:
+    if facts.own_sources is None:
+        return None
+    name, own = "own-source", facts.own_sources
+    if not own:
+        return Finding(
+            name=name, title="no expert was trained on this task", severity="fine",
+            evidence="No expert names this task as its source.",
+        )  # fmt: skip
+    listed = ", ".join(map(repr, own))
+    return Finding(
+        name=name, title="an expert was trained on this task itself",
+        severity="note" if facts.shots is None else "warning",
+        evidence=f"By its record {listed} learnt from rows of this task, whose labels therefore "
+        "count too: this is no measure of what few labels do.",
+        numbers={"experts": float(len(own))},
+        advice="a run without it: name the other experts with --experts.",
     )  # fmt: skip

@@ -56,6 +56,8 @@ class Facts:
         rival: the best single expert's; None where nobody measured it.
         guided: whether the gates started from evidence.
         sparsity: weight of the Task Sparsity Loss in training; 0 without it.
+        own_sources: of the experts, those whose source task is the target task itself; None where
+            no expert was at hand.
     """
 
     method: str
@@ -74,6 +76,7 @@ class Facts:
     rival: HeldOut | None = None
     guided: bool = False
     sparsity: float = 0.0
+    own_sources: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,12 @@ class Cell:
         return self.metrics[self.score]
 
     @property
+    def own_sources(self) -> list[str]:
+        """Those of its experts that were trained on its target task; nothing is few-shot then."""
+        found = self.notes.get("own_sources", [])
+        return [str(name) for name in found] if isinstance(found, list) else []
+
+    @property
     def arm(self) -> str:
         """What it is compared as: its method, in its variant."""
         return arm_of(self.method, self.variant)

@@ -85,6 +85,7 @@ def _row(results: Results, task: str, shots: int | None) -> Row:
                 f"{title_of(method)} on {task}, {shots_title(shots)}: the score of data seed "
                 f"{', '.join(undefined)} is no number, so its mean is none."
             )
+        _add_note(notes, method, _own_sources(results, task, method, shots))
         sizes |= {int(c.metrics["n"]) for c in cells.values() if "n" in c.metrics}
     seeds = {tuple(results.of(task, method, shots)) for method in entries}
     where = f"{task}, {shots_title(shots)}: "
@@ -133,11 +134,28 @@ def mean_row(results: Results, rows: Sequence[Row]) -> Row:
                 f"{title_of(method)}, {shots_title(shots)}: no mean, because a score of "
                 f"{', '.join(undefined)} is no number."
             )
+        for row in rows:
+            _add_note(notes, method, _own_sources(results, str(row.task), method, shots))
     metrics = {r.metric for r in rows}
     return Row(
         shots=shots, task=None, metric=metrics.pop() if len(metrics) == 1 else "", test_rows=None,
         entries=entries, best=_best(entries), notes=notes,
     )  # fmt: skip
+
+
+def _own_sources(results: Results, task: str, method: str, shots: int | None) -> str:
+    """A sentence about the experts that had learnt the target task itself; "" without any."""
+    cells = results.of(task, method, shots).values()
+    own = list(dict.fromkeys(name for cell in cells for name in cell.own_sources))
+    if not own:
+        return ""
+    where = f"{title_of(method)} on {task}, {shots_title(shots)}"
+    return f"{where}: {', '.join(own)} {'were' if own[1:] else 'was'} trained on this task itself."
+
+
+def _add_note(notes: dict[str, str], method: str, said: str) -> None:
+    if said:
+        notes[method] = f"{notes[method]} {said}" if method in notes else said
 
 
 def _best(entries: dict[str, Summary]) -> frozenset[str]:

@@ -17,6 +17,7 @@ from pemt.bench.identity import BaseIdentity
 from pemt.bench.variant import GridVariant
 from pemt.errors import ConfigError, PemtError, UnknownNameError
 from pemt.experts import ExpertLibrary
+from pemt.methods import method_named
 from pemt.model.config import PemtConfig
 from pemt.tasks import Example, FewShot, Splits, Task, draw, load_splits
 from pemt.tasks.fewshot import Validation
@@ -105,6 +106,7 @@ class Plan:
         rows: task, shots and data seed -> rows; test rows are cut to what is scored.
         refused: (task, method) -> why the method is not defined there.
         libraries: kind -> address, of those that are used.
+        own_sources: task -> the experts at hand that were trained on that very task.
     """
 
     base: BaseIdentity
@@ -112,6 +114,7 @@ class Plan:
     rows: dict[tuple[str, int | None, int], FewShot] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
+    own_sources: dict[str, list[str]] = field(default_factory=dict)
 
     def experts(self) -> dict[str, list[str]]:
         """Library -> the names that any of its jobs takes: variants and draws have their own."""
@@ -165,6 +168,7 @@ def make_plan(
         for kind in sorted({m.method.library for own in defined.values() for m in own} - {"none"})
     }
     plan.libraries = {kind: grid.libraries[kind] for kind in experts}
+    sources = {kind: _source_tasks(grid, kind, names) for kind, names in experts.items()}
     drawn: dict[tuple[str, int | None, int], _Drawn] = {}
     for target in targets:
         if target.task.name in defined:
@@ -188,6 +192,10 @@ def make_plan(
             plan.jobs.append(replace(job, key=_key(plan.base, job, found)))
             if found.rows is not None:
                 plan.rows[job.rows] = found.rows
+            learnt = sources.get(m.method.library, {})
+            own = [n for n in names if learnt[n] == target.task.name]
+            if own:
+                plan.own_sources[target.task.name] = own
     return plan
 
 
@@ -277,6 +285,12 @@ def _experts(grid: Grid, kind: str, base: Base) -> dict[str, str]:
     return {n: library.info(n).content_hash for n in check_experts(base, library, names)}
 
 
+def _source_tasks(grid: Grid, kind: str, names: Collection[str]) -> dict[str, str]:
+    """Name -> the task that an expert of a library was trained on."""
+    library = ExpertLibrary(grid.libraries[kind])
+    return {name: library.info(name).task for name in names}
+
+
 def _chosen(
     grid: Grid, m: GridMethod, variant: GridVariant, experts: dict[str, dict[str, str]], task: str,
     shots: int | None, seed: int,
@@ -312,11 +326,18 @@ def _key(base: BaseIdentity, job: Job, drawn: _Drawn) -> str:
         "base": [base.weights, base.precision, base.tokenizer], "rows": drawn.digest,
         "task": definition, "method": job.method, "shots": job.shots,
         "validation": job.validation, "seed": job.data_seed, "rates": list(job.rates),
-        "settings": job.settings.to_dict(), "config": job.pemt.to_dict(),
+        "settings": job.settings.to_dict(), "config": _read(job),
         "test_rows": job.test_rows, "experts": list(job.experts.items()), "auto": job.auto,
     }  # fmt: skip
     text = json.dumps(decides, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read(job: Job) -> dict[str, Any]:
+    """PEMT's options, those that the method ignores at their defaults: they decide nothing."""
+    method, usual = method_named(job.method), PemtConfig().to_dict()
+    ignored = set(method.unread(job.pemt)) - method.changes.keys()
+    return {k: usual[k] if k in ignored else v for k, v in job.pemt.to_dict().items()}
 
 
 def _only(given: Sequence[Any], names: Collection[str], name_of: Any, kind: str) -> list[Any]:

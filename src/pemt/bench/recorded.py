@@ -17,24 +17,29 @@ CELL_FIELDS = (
     "validation", "learning_rate", "trained", "total", "seconds", "train_seconds", "peak_memory",
 )  # fmt: skip
 """One line per cell; every metric follows as `metric:NAME`, as a fraction."""
+OWN_SOURCES = "own_sources"
+"""A further column where any cell's experts were trained on its target task: their names."""
 METRIC = "metric:"
 FULL = "full"
 _MAY_BE_EMPTY = ("test_rows", "validation", "learning_rate", "peak_memory")
 
 
 def cells_csv(cells: Sequence[Cell]) -> str:
-    """One line per cell: the columns of `CELL_FIELDS`, then its metrics."""
+    """One line per cell: the columns of `CELL_FIELDS`, `OWN_SOURCES` if needed, its metrics."""
     names = sorted({name for cell in cells for name in cell.metrics} - {"n"})
+    own = (OWN_SOURCES,) if any(cell.own_sources for cell in cells) else ()
     out = io.StringIO()
     writer = csv.DictWriter(
-        out, (*CELL_FIELDS, *(METRIC + name for name in names)), restval="", lineterminator="\n"
-    )
+        out, (*CELL_FIELDS, *own, *(METRIC + name for name in names)), restval="",
+        lineterminator="\n",
+    )  # fmt: skip
     writer.writeheader()
     writer.writerows(
         {
             **{f: getattr(c, f) for f in CELL_FIELDS if f != "test_rows"},
             "method": c.arm, "shots": FULL if c.shots is None else c.shots,
             "test_rows": c.metrics.get("n", ""),
+            **{column: ",".join(c.own_sources) for column in own},
             **{METRIC + name: c.metrics.get(name, "") for name in names},
         }
         for c in cells
@@ -43,7 +48,8 @@ def cells_csv(cells: Sequence[Cell]) -> str:
 
 
 def read_recorded(path: Path) -> Iterator[tuple[int, Cell]]:
-    """Line and cell, in the file's order. Such a cell has no configuration, gates or notes.
+    """Line and cell, in the file's order. Such a cell has no configuration, no gates, and of
+    its notes `OWN_SOURCES` alone.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a line holds what no cell has.
@@ -105,6 +111,7 @@ def _cell(given: dict[str | Any, str | Any], where: str) -> Cell:
         trained=number("trained", int), total=number("total", int),
         seconds=number("seconds", float), train_seconds=number("train_seconds", float),
         peak_memory=number("peak_memory", int) if given["peak_memory"] else None,
+        notes={OWN_SOURCES: given[OWN_SOURCES].split(",")} if given.get(OWN_SOURCES) else {},
     )  # fmt: skip
 
 

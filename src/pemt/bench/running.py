@@ -143,6 +143,11 @@ class GridRun:
         """What is there already, and what is to be made."""
         tally = self.tally
         tally.total = len(plan.jobs)
+        for task, names in plan.own_sources.items():
+            self._progress.say(
+                f"Trained on {task} itself: {', '.join(names)}. Cells of {task} that take it "
+                "measure what all those labels do; tables say so. `experts: [...]` leaves it out."
+            )
         for pair, reason in plan.refused.items():
             tally.refused.setdefault(reason, []).append(pair)
         tally.left = {job.name: job for job in plan.jobs}

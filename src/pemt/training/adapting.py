@@ -217,6 +217,9 @@ def adapt(
         notes["rule"] = choice.why
         if "guide" in shared:
             notes["guide"] = shared["guide"][0].to_dict()
+    own_sources = [e.name for e in experts if e.info.task == task.name]
+    if own_sources:
+        notes["own_sources"] = own_sources
     if unread:
         notes["unread"] = unread
     if ranking is not None:
@@ -253,6 +256,7 @@ def adapt(
             result.diagnosis = diagnosis_of(
                 result, first_prompt=first_prompt, validation_rows=len(rows.validation),
                 shots=shots, evidence=shared.get("guide", (None, judged))[1],
+                own_sources=own_sources if experts else None,
             )  # fmt: skip
         if folder is not None and processes.is_main():
             write_result(result, folder)

@@ -77,7 +77,7 @@ def judged_alone(
 
 def diagnosis_of(
     result: AdaptResult, *, first_prompt: torch.Tensor | None, validation_rows: int,
-    shots: int | None, evidence: Evidence | None,
+    shots: int | None, evidence: Evidence | None, own_sources: Sequence[str] | None,
 ) -> Diagnosis:  # fmt: skip
     """Make every check that applies to a result's method; the model is on its base.
 
@@ -87,6 +87,7 @@ def diagnosis_of(
         validation_rows: that the kept step was chosen on.
         shots: labels per class; None for the full split.
         evidence: of a guide, or of `judged_alone`; None without either.
+        own_sources: the experts trained on the target task itself; None without experts.
     """
     method, model, task = method_named(result.method), result.model, result.task
     now = target_prompt(model)
@@ -106,5 +107,6 @@ def diagnosis_of(
             sparsity=model.sparsity_weight,
             mine=of_run(task, result.method, result.fit, validation_rows, result.selection),
             rival=best_single(task, evidence, result.selection),
+            own_sources=own_sources,
         )
     )  # fmt: skip
