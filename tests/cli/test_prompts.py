@@ -25,6 +25,28 @@ def prompts(place):  # noqa: F811
     return place
 
 
+def test_an_expert_and_a_prompt_of_one_task_do_not_share_a_folder(
+    prompts, capsys, tmp_path, monkeypatch
+):
+    """The commands that the recipes print, one after another and without --output."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--precision", "float32", "--json", *QUICK]
+    trained = [
+        ("experts", "bert", ["--source.rank", "4"]), ("prompts", "bert", PROMPTS),
+        ("experts", "llama", ["--source.rank", "4"]),
+    ]  # fmt: skip
+    for library, base, how in trained:
+        arguments = [prompts / "first.yaml", tmp_path / base / library, "--base", prompts / base]
+        run(capsys, "train-source", *arguments, *common, *how)
+    for library in ("shared", "other"):
+        flags = ["--teachers", prompts / "prompts", "--json"]
+        run(capsys, *together(prompts, *flags, library=tmp_path / library))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "shared-prompt-first-second-other-bert", "shared-prompt-first-second-shared-bert",
+        "source-first-experts-bert", "source-first-experts-llama", "source-first-prompts-bert",
+    ]  # fmt: skip
+
+
 def together(prompts, *more, library="shared"):
     sources = f"{prompts / 'first.yaml'},{prompts / 'second.yaml'}"
     return [

@@ -128,6 +128,17 @@ def _words(listed: str | None) -> list[str] | None:
     return words
 
 
+def source_run(name: str, library: str, base: str) -> str:
+    """The name of a source run below `runs`: what else goes under that name has another.
+
+    Args:
+        name: of the run: its task or expert.
+        library: folder that the expert goes to.
+        base: its name, folder or Hub id.
+    """
+    return "-".join((name, *(Path(path).expanduser().resolve().name for path in (library, base))))
+
+
 @contextmanager
 def run_folder(
     folder: Path | None, default: str, *, overwrite: bool, reads: Iterable[str | Path | None] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 from pathlib import Path
 
-from pemt.cli.choose import run_folder, task_named
+from pemt.cli.choose import run_folder, source_run, task_named
 from pemt.errors import ConfigError
 from pemt.training.settings import TrainSettings
 
@@ -50,7 +50,7 @@ def train_shared_prompt(
         test_rows: score at most this many test rows of each; null takes all.
         data_seed: of the draw of rows.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
-        output: folder of the run (default: runs/shared-prompt-SOURCES).
+        output: folder of the run (default: runs/shared-prompt-SOURCES-LIBRARY-BASE).
         overwrite: replace a finished run and prompts of the same names.
         precision: of the frozen base: auto, float32 or bfloat16.
         settings: of training.
@@ -65,7 +65,7 @@ def train_shared_prompt(
     if len(tasks) < 2:
         raise ConfigError(f"sources={sources!r}", "name at least two tasks: --sources mnli,qnli")
     names = "-".join(t.name for t in tasks)
-    default = f"shared-prompt-{names}"
+    default = source_run(f"shared-prompt-{names}", library, base)
     files = [file for t in tasks for file in t.rows.files.values()]
     reads = (library, teachers, base, data_dir, *asked, *files)
     with run_folder(output, default, overwrite=overwrite, reads=reads) as folder:

@@ -6,7 +6,7 @@ import json as json_format
 from pathlib import Path
 from typing import Any
 
-from pemt.cli.choose import run_folder, task_from
+from pemt.cli.choose import run_folder, source_run, task_from
 from pemt.model.config import SourceConfig
 from pemt.training.settings import TrainSettings
 
@@ -56,7 +56,7 @@ def train_source(
         test_rows: score at most this many test rows; null takes all.
         data_seed: of the draw of rows.
         data_dir: local mirror of datasets (default: the variable PEMT_DATA_DIR).
-        output: folder of the run (default: runs/source-TASK).
+        output: folder of the run (default: runs/source-NAME-LIBRARY-BASE).
         overwrite: replace a finished run and an expert of the same name.
         precision: of the frozen base: auto, float32 or bfloat16.
         source: kind, rank and prompt of the expert.
@@ -69,7 +69,7 @@ def train_source(
     from pemt.training import processes
 
     chosen = task_from(task, **flags)
-    default = f"source-{name or chosen.name}"
+    default = source_run(f"source-{name or chosen.name}", library, base)
     reads = (task, library, base, data_dir, *chosen.rows.files.values())
     with run_folder(output, default, overwrite=overwrite, reads=reads) as folder:
         with processes.main_first():
