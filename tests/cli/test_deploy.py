@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from peft import PeftModel
 
+from pemt.bases import load_base
 from pemt.cli import main
 from pemt.experts import ExpertLibrary
 from pemt.model import PemtConfig
@@ -110,6 +111,26 @@ def test_fold_writes_what_plain_peft_loads(place, tmp_path, capsys, more):
     base = tiny.base("llama")
     PeftModel.from_pretrained(base, folder).merge_and_unload()
     assert "target adapter (a LoRA)" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_lora_of_a_run_without_experts_is_written_as_it_is(place, tmp_path, capsys, name):
+    base, folder = load_base(str(place / f"base-{name}"), precision="float32"), tmp_path / "run"
+    adapt(
+        base, tiny.task(place), None, method="lora", shots=4, progress=False, folder=folder,
+        settings=tiny.settings(max_steps=2, evaluations=1),
+    ).model.detach()  # fmt: skip
+    refused = run(capsys, "fold", folder, "--rank", "4", code=1).err
+    assert "rank=4" in refused
+    assert not (tmp_path / "run-folded").exists()
+    shown = run(capsys, "fold", folder).out
+    assert "rank 8 of 8 (exact)" in shown
+    kept = json.loads((folder / "results.json").read_text())["metrics"]["accuracy"]
+    assert f"accuracy: {kept:.3f}\n" in shown
+    card = (tmp_path / "run-folded" / "README.md").read_text()
+    assert "| this model |" in card
+    assert "| folded |" not in card
+    PeftModel.from_pretrained(tiny.base(name), tmp_path / "run-folded").merge_and_unload()
 
 
 def test_fold_refuses_gates_of_examples_and_says_what_to_do(place, tmp_path, capsys):

@@ -11,9 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from pemt.deploy import fold_mixture, folded_model, write_folded
+from pemt.deploy import fold_lora, fold_mixture, folded_model, write_folded
 from pemt.deploy.folding import distance_from_mean, truncated
 from pemt.errors import ConfigError
+from pemt.methods import METHODS, Setting
+from pemt.model import PemtConfig
 from tests import adapters, tiny
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -90,6 +92,35 @@ def test_plain_peft_loads_it_as_the_readme_says(name, rank, tmp_path, monkeypatc
         else:
             theirs = made["model"](input_ids=ids, attention_mask=mask, **more).logits
             theirs = theirs[:, -wanted.shape[1] :]
+    assert_close(theirs, wanted, **CLOSE)
+
+
+def lora_run(name, folder):
+    """A model of the method lora, its branches and head moved from their first values."""
+    given = Setting(
+        base=tiny.loaded(name), task=tiny.task(folder), experts=[], train=[], validation=[],
+        config=PemtConfig(),
+    )  # fmt: skip
+    return tiny.stir(METHODS["lora"].build(given), size=0.1).eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plain_peft_loads_the_lora_of_a_run_without_experts(name, tmp_path, monkeypatch):
+    model = lora_run(name, tmp_path)
+    tiny.base(name).save_pretrained(tmp_path / "base")
+    ids, mask = tiny.batch() if model.family == "encoder-only" else unpadded()
+    more = tiny.decode_inputs(model.base, len(ids))
+    wanted = logits(model, ids, mask)
+    assert all(layer.B.abs().max() > 0.01 for layer in model.branches())
+    folder = write_folded(fold_lora(model), tmp_path / "folded", base_name=str(tmp_path / "base"))
+    assert not list(folder.rglob("prompt*"))
+    assert "prompt" not in (folder / "README.md").read_text()
+    made = run_readme(folder, monkeypatch)
+    with torch.no_grad():
+        if model.family == "encoder-only":
+            theirs = made["logits"](ids, mask)
+        else:
+            theirs = made["model"](input_ids=ids, attention_mask=mask, **more).logits
     assert_close(theirs, wanted, **CLOSE)
 
 

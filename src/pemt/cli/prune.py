@@ -92,11 +92,12 @@ def prune(
 
 
 def print_scores(scores: dict[str, dict[str, float]] | None, missing: str) -> None:
-    """Scores before and after, or why there are none."""
+    """Scores before and after, of what did not change once, or why there are none."""
     if scores is None:
         print(f"Not scored: {missing or 'no test rows'}.")
         return
     for name, value in scores["before"].items():
         if name != "n":
-            print(f"{name}: {value:.3f} before, {scores['after'][name]:.3f} after")
+            after = f" before, {scores['after'][name]:.3f} after" if "after" in scores else ""
+            print(f"{name}: {value:.3f}{after}")
     print(f"on {scores['before']['n']:.0f} test rows.")

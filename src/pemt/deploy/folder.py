@@ -3,6 +3,7 @@
 adapter_config.json, adapter_model.safetensors   one LoRA, and the trained norms (modules_to_save)
 prompt.safetensors, head.safetensors             encoder-only bases: the prompt and the head
 prompt/                                          other bases: the prompt, as PEFT's prompt tuning
+                                                 (a run of the method lora has no prompt)
 fold.json                                        what was folded, how exactly, and file hashes
 README.md                                        how to load it, and what is not in it
 """
@@ -58,7 +59,7 @@ def write_folded(
     """Write a folded model; the folder is there whole or not at all.
 
     Args:
-        folded: what `fold_mixture` gave.
+        folded: what `fold_mixture` or `fold_lora` gave.
         folder: to be made.
         base_name: what its readers load the base by.
         described: kept in fold.json beside the rest, such as the task and the scores.
@@ -88,7 +89,7 @@ def _write(
     folded: Folded, folder: Path, base_name: str, described: Mapping[str, Any], name: str
 ) -> None:
     info = replace(folded.expert.info, base=base_name)
-    expert = replace(folded.expert, info=info, prompt=folded.prompt)
+    expert = replace(folded.expert, info=info)
     config, tensors = lora_to_peft(expert)
     if folded.norms:
         config["modules_to_save"] = list(folded.norms)
@@ -96,11 +97,14 @@ def _write(
             tensors |= {f"base_model.model.{path}.{k}": v for k, v in values.items()}
     _put(folder, ADAPTER[1], tensors)
     (folder / ADAPTER[0]).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    if info.base_family == "encoder-only":  # PEFT would put the prompt before the first token
-        _put(folder, "prompt.safetensors", {"prompt": folded.prompt})
+    if folded.head:
         _put(folder, "head.safetensors", folded.head)
+    if folded.prompt is None:
+        pass
+    elif info.base_family == "encoder-only":  # PEFT would put it before the first token
+        _put(folder, "prompt.safetensors", {"prompt": folded.prompt})
     else:
-        prompt_config, rows = prompt_to_peft(expert)
+        prompt_config, rows = prompt_to_peft(replace(expert, prompt=folded.prompt))
         (folder / "prompt").mkdir()
         _put(folder / "prompt", ADAPTER[1], rows)
         (folder / "prompt" / ADAPTER[0]).write_text(
@@ -110,8 +114,8 @@ def _write(
     said = {
         "format_version": FORMAT_VERSION, "base": base_name,
         "base_fingerprint": info.base_fingerprint, "family": info.base_family,
-        "prompt_rows": len(folded.prompt), "norms": len(folded.norms), **folded.to_dict(),
-        **described,
+        "prompt_rows": 0 if folded.prompt is None else len(folded.prompt),
+        "norms": len(folded.norms), **folded.to_dict(), **described,
         "files": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
                   for p in files},
     }  # fmt: skip

@@ -8,7 +8,9 @@ with gate="uniform" and with one gate column. A target adapter that is a LoRA
 LoRA holds it.
 
 A smaller rank is the singular value decomposition cut off, the closest there is in the Frobenius
-norm. Letters: C sum of ranks, D output width, F input width, K experts, L maps.
+norm. A run of the method lora is one LoRA already, and is written as it is.
+
+Letters: C sum of ranks, D output width, F input width, K experts, L maps.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pemt.backbones import Site, norms
 from pemt.errors import ConfigError
 from pemt.experts import Expert, ExpertInfo, ExpertLayer
 from pemt.guide.instant import InstantModel
-from pemt.model import PemtConfig, PemtModel
+from pemt.methods.lora import LoraModel
+from pemt.model import AdaptedModel, PemtConfig, PemtModel
 from pemt.nn import LoraBranch, MixtureLayer, TargetAdapter, TrainedNorm
 
 NAME = "folded"
@@ -44,7 +47,7 @@ class Folded:
         gates: by map, the gates that were folded in, by expert.
         gate_error: at mean gates: mean over examples and maps of the relative Frobenius distance
             between an example's own mixture and the one folded; None where gates are constants.
-        prompt: the fused prompt, `[P, D]`.
+        prompt: the fused prompt, `[P, D]`; None where there is none.
         norms: trained norms: path -> tensors.
         head: of an encoder-only base.
         left_out: what the model has and no LoRA holds, in words.
@@ -56,7 +59,7 @@ class Folded:
     error: float
     gates: dict[str, dict[str, float]]
     gate_error: float | None
-    prompt: Tensor
+    prompt: Tensor | None
     norms: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     head: dict[str, Tensor] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -158,8 +161,14 @@ def fold_mixture(
         errors[path] = math.sqrt(cut / norm) if norm else 0.0
         lost, whole = lost + cut, whole + norm
     names = model.gate_names
+    like = model.experts[0].info
     return Folded(
-        expert=_expert(model, tuple(layers)),
+        expert=_expert(
+            model,
+            tuple(layers),
+            transposed=like.fan_in_fan_out,
+            tokenizer=like.tokenizer_fingerprint,
+        ),
         full_rank=full,
         errors=errors,
         error=math.sqrt(lost / whole) if whole else 0.0,
@@ -169,6 +178,22 @@ def fold_mixture(
         norms=dict(_norms(model)),
         head={} if model.head is None else _cpu(model.head),
         left_out=("the serial target adapter",) if _serial(model) else (),
+    )
+
+
+def fold_lora(model: LoraModel) -> Folded:
+    """The LoRA of a run without experts, and its head; the model is only read."""
+    layers = model.branches()
+    rank = max(len(layer.A) for layer in layers)
+    return Folded(
+        expert=_expert(model, layers, transposed=model.transposed),
+        full_rank=rank,
+        errors={layer.module: 0.0 for layer in layers},
+        error=0.0,
+        gates={},
+        gate_error=None,
+        prompt=None,
+        head={} if model.head is None else _cpu(model.head),
     )
 
 
@@ -247,13 +272,14 @@ def folded_model(base: Any, folded: Folded, *, like: PemtModel) -> PemtModel:
 
     Args:
         base: the model's base, detached.
-        folded: of it.
+        folded: of it, by `fold_mixture`.
         like: the model that was folded, for its outputs and its description of the base.
     """
     config = PemtConfig(
         gate="uniform", target_adapter=False, train_norms=bool(folded.norms),
         prompt_fusion="none", sparsity_weight=0.0,
     )  # fmt: skip
+    assert folded.prompt is not None
     made = PemtModel(
         base, [folded.expert], config, prompt=folded.prompt, outputs=like.outputs,
         backbone=like.backbone,
@@ -267,17 +293,17 @@ def folded_model(base: Any, folded: Folded, *, like: PemtModel) -> PemtModel:
     return made.eval()
 
 
-def _expert(model: PemtModel, layers: tuple[ExpertLayer, ...]) -> Expert:
-    first = model.experts[0].info
+def _expert(
+    model: AdaptedModel, layers: tuple[ExpertLayer, ...], *, transposed: bool, tokenizer: str = ""
+) -> Expert:
     rank = max(len(layer.A) for layer in layers)
     downs = {site.path for site in model.sites if site.is_down}
-    down_only = {layer.module for layer in layers} == downs
     info = ExpertInfo(
-        name=NAME, kind="lora", task=NAME, base=first.base, base_family=first.base_family,
-        base_fingerprint=first.base_fingerprint,
-        tokenizer_fingerprint=first.tokenizer_fingerprint, width=first.width, hidden=first.hidden,
-        rank=rank, alpha=float(rank), fan_in_fan_out=first.fan_in_fan_out,
-        coverage="down" if down_only else "linear",
+        name=NAME, kind="lora", task=NAME, base=NAME, base_family=model.family,
+        base_fingerprint=model.base_fingerprint(), tokenizer_fingerprint=tokenizer,
+        width=model.width, hidden=model.sites[0].hidden, rank=rank, alpha=layers[0].scale * rank,
+        fan_in_fan_out=transposed,
+        coverage="down" if {layer.module for layer in layers} == downs else "linear",
     )  # fmt: skip
     nothing = torch.zeros(0, model.width)
     return Expert(

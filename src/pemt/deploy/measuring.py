@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pemt.errors import PemtError
-from pemt.model import PemtModel
+from pemt.model import AdaptedModel, PemtModel
 from pemt.tasks import Example, load_splits
 from pemt.training.deploying import Deployed
 from pemt.training.evaluating import evaluate
@@ -44,7 +44,7 @@ class AtHand:
         asked = gates_of_rows(model, deployed.task, deployed.base, self.train, deployed.settings)
         return torch.cat([g.transpose(0, 1).cpu() for g in asked])
 
-    def scores(self, deployed: Deployed, model: PemtModel) -> dict[str, float] | None:
+    def scores(self, deployed: Deployed, model: AdaptedModel) -> dict[str, float] | None:
         """Metrics on the test rows; None without rows."""
         if not self.test:
             return None

@@ -207,7 +207,7 @@ def folded_card(said: Mapping[str, Any], *, folder: str) -> str:
         "license": "unknown",
         **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
         "library_name": "peft",
-        "tags": ["pemt", "lora", "folded-mixture"],
+        "tags": ["pemt", "lora", *(["folded-mixture"] if said["prompt_rows"] else [])],
     }
     return _render(
         "folded.md.j2", front, said=known, folder=folder, offline=base in OFFLINE_BASES

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pemt.experts import ExpertLayer
 from pemt.methods.method import Setting
 from pemt.model import AdaptedModel
 
@@ -26,25 +27,39 @@ class LoraModel(AdaptedModel):
         model = setting.bare(cls)
         before = dict(base.model.named_modules())
         targets = linear_layers(base.model, base.backbone)
-        kinds = {type(before[t]).__name__ for t in targets}
+        model.transposed = {type(before[t]).__name__ for t in targets} == {"Conv1D"}
         config = LoraConfig(
             r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets,
-            fan_in_fan_out=kinds == {"Conv1D"},
+            fan_in_fan_out=model.transposed,
         )  # fmt: skip
         inject_adapter_in_model(config, base.model)
-        model._injected = []
+        model._injected = {}
         for path in targets:
             parent, _, name = path.rpartition(".")
             holder = before[parent]
             layer = getattr(holder, name)
-            model._injected.append(layer)
+            model._injected[path] = layer
             model._replaced.append((holder, name, before[path]))
             for key, parameter in layer.named_parameters():
                 if "lora_" in key:  # PEFT's own name for what it adds
                     parameter.data = parameter.data.float()
         return model
 
-    _injected: list[Any]
+    transposed: bool  # the base stores its maps as `[F, D]` (GPT-2)
+    _injected: dict[str, Any]
+
+    def branches(self) -> tuple[ExpertLayer, ...]:
+        """A copy of each branch as it stands: A `[R, F]`, B `[D, R]`, float32, by module path."""
+        (name,) = {key for layer in self._injected.values() for key in layer.lora_A}
+        return tuple(
+            ExpertLayer(
+                module=path,
+                A=layer.lora_A[name].weight.detach().to("cpu", copy=True),
+                B=layer.lora_B[name].weight.detach().to("cpu", copy=True),
+                scale=float(layer.scaling[name]),
+            )
+            for path, layer in self._injected.items()
+        )
 
     def detach(self) -> Any:
         """Also take off the mark that PEFT leaves on a base."""
@@ -57,13 +72,13 @@ class LoraModel(AdaptedModel):
         if self._disabled:  # inside another, which ends later
             yield
             return
-        for layer in self._injected:
+        for layer in self._injected.values():
             layer.enable_adapters(False)
         try:
             with super().disable():
                 yield
         finally:
-            for layer in self._injected:
+            for layer in self._injected.values():
                 layer.enable_adapters(True)
 
 
